@@ -1,0 +1,22 @@
+"""stexpr predicts spatial gene expression from H&E, compares models honestly and reuses the trained encoder.
+
+Every public name is imported when first used, so `import stexpr` costs nothing.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["StudyConfig", "load_study"],
+        "data.cards": ["DataCard", "list_cards", "load_card"],
+        "data.prepare": ["prepare"],
+        "data.store": ["PreparedCohort"],
+        "errors": ["StexprError"],
+        "evaluate.leaderboard": ["Leaderboard", "build_leaderboard"],
+        "models.export": ["load_model"],
+        "train.study": ["run_study"],
+    },
+)

@@ -71,15 +71,18 @@ class ExpressionConfig(Strict):
 class SplitConfig(Strict):
     """Which patients are tested together."""
 
-    rule: Literal["leave_one_patient_out", "grouped_kfold", "fixed"] = "leave_one_patient_out"
+    rule: Literal["leave_one_patient_out", "grouped_kfold", "fixed", "file"] = "leave_one_patient_out"
     k: int = Field(5, ge=2, description="folds of `grouped_kfold`")
     test_patients: tuple[str, ...] = Field((), description="the patients `fixed` tests")
     seed: int = Field(0, ge=0, description="shuffles patients into the folds of `grouped_kfold`")
+    file: Path | None = Field(None, description="the folds.json that `file` reads, such as one of an earlier study")
 
     @model_validator(mode="after")
-    def _fixed_named(self) -> "SplitConfig":
+    def _source_named(self) -> "SplitConfig":
         if (self.rule == "fixed") != bool(self.test_patients):
             raise ValueError("the split `fixed` needs protocol.split.test_patients, and no other split takes it")
+        if (self.rule == "file") != (self.file is not None):
+            raise ValueError("the split `file` needs protocol.split.file, and no other split takes it")
         return self
 
 
@@ -111,6 +114,15 @@ class ProtocolConfig(Strict):
     pooling: Literal["within_section", "pooled"] = Field(
         "within_section", description="`pooled` correlates over all test spots at once, which rewards patient differences"
     )
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the choices as plain JSON values, without the place of a folds file: its content counts, not its path."""
+        return self.model_dump(mode="json", exclude={"split": {"file"}})
+
+    @property
+    def hash(self) -> str:
+        """Identify the protocol; records with unlike hashes never share a table."""
+        return content_hash(self.decisive())
 
 
 class InputConfig(Strict):
@@ -227,18 +239,18 @@ class StudyConfig(Strict):
             update={"model": model, "input": InputConfig(), "training": TrainingConfig(), "seed": 0, "name": model.kind}
         )
 
-    def run_hash(self, cohort_hash: str, fold: int) -> str:
+    def run_hash(self, cohort_hash: str, fold: Mapping[str, Any]) -> str:
         """Name one fold of this study: equal hashes mean equal results.
 
         Args:
             cohort_hash: Content hash of the prepared cohort.
-            fold: Index of the fold.
+            fold: The fold as plain JSON values.
 
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", exclude={"name", "cohort", "folds", "runtime"})
-        return content_hash({"study": decisive, "cohort": cohort_hash, "fold": fold})
+        decisive = self.model_dump(mode="json", include={"input", "model", "training", "seed"})
+        return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 
 
 def content_hash(value: Any) -> str:
@@ -271,6 +283,18 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig
     for override in overrides:
         set_override(values, override)
     return cast(StudyConfig, validated(StudyConfig, values, str(path)))
+
+
+def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], source: str) -> PrepareConfig:
+    """Put `key=value` overrides over the settings a data card suggests.
+
+    Raises:
+        ConfigError: A key is unknown, a value refused, or mpp and window_px are in neither.
+    """
+    values = defaults.model_dump(mode="json") if defaults else {}
+    for override in overrides:
+        set_override(values, override)
+    return cast(PrepareConfig, validated(PrepareConfig, values, source))
 
 
 def find_config(source: str | Path, folder: str) -> Path:

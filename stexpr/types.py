@@ -9,7 +9,7 @@ Dimension key of every shape annotation in this package:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float32, UInt8
 
@@ -44,6 +44,7 @@ class SpotBatch:
     library: Float32[Tensor, "B"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Wraps an iterable so that a person can see how far a long task is.
 

@@ -1,0 +1,5 @@
+"""`python -m stexpr` is `stexpr`."""
+
+from stexpr.cli import main
+
+main()

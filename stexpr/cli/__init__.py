@@ -1,0 +1,133 @@
+"""The command line: each verb a thin layer over one public function.
+
+Nothing heavy is imported before a verb runs, so `stexpr --help` answers at once.
+"""
+
+import errno
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stexpr.cli import config, data, terminal
+from stexpr.errors import StexprError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="stexpr",
+    help="Predict spatial gene expression from H&E, compare models honestly, reuse the encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as training.lr=1e-3")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to work in.")] = Path("stexpr-demo"),
+    seed: Annotated[int, typer.Option(help="Makes another cohort and other weights.")] = 0,
+) -> None:
+    """Make a synthetic cohort, train two backbones with and without the auxiliary head, and rank them."""
+    from stexpr.train.demo import run_demo
+
+    with terminal.bar() as progress:
+        board = run_demo(output, seed=seed, progress=progress, report=terminal.say)
+    terminal.show_board(board)
+
+
+@app.command()
+def prepare(
+    card: Annotated[str, typer.Argument(help="A data card: a name from `stexpr data list`, or your own .md file.")],
+    source: Annotated[Path, typer.Option("--from", help="Folder with the raw files of the card.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prepared cohort.")],
+    overrides: Overrides = None,
+) -> None:
+    """Cut patches and counts of raw sections into a prepared cohort; only what changed is done again."""
+    from stexpr.config import prepare_config
+    from stexpr.data.cards import load_card
+    from stexpr.data.prepare import prepare as prepare_cohort
+
+    loaded = load_card(card)
+    settings = prepare_config(loaded.prepare, overrides or [], card)
+    with terminal.bar() as progress:
+        cohort = prepare_cohort(loaded, source, output, settings, progress=progress)
+    terminal.show_cohort(cohort)
+
+
+@app.command()
+def train(
+    study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with stexpr.")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train all folds of a study, and the baselines of its protocol; what is done already is not done again."""
+    from stexpr.config import load_study
+    from stexpr.train.study import run_study
+
+    loaded = load_study(study, overrides or [])
+    with terminal.bar() as progress:
+        run_study(loaded, runs, progress=progress, report=terminal.say)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
+) -> None:
+    """Compute the scores of runs again from their predictions, and compare them with their records."""
+    from stexpr.train.evaluate import evaluate_runs
+
+    with terminal.bar() as progress:
+        for line in evaluate_runs(run, progress=progress):
+            terminal.say(line)
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("leaderboard"),
+    cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
+) -> None:
+    """Rank models and genes from the records of their runs."""
+    from stexpr.evaluate.leaderboard import build_leaderboard
+
+    board = build_leaderboard(runs, cohort=cohort, protocol=protocol)
+    board.write(output)
+    terminal.show_board(board)
+    terminal.say(f"written to {output}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, the GPU, openslide, the cache folder and the torch/torchvision pair."""
+    from stexpr.cli.doctor import examine
+
+    findings = examine()
+    terminal.show_findings(findings)
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; what stexpr refuses is one line on stderr and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|scanpy|squidpy")
+    try:
+        app()
+    except StexprError as err:
+        terminal.fail(str(err))
+        sys.exit(getattr(err, "exit_code", 2))
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+            raise
+        terminal.fail(
+            f"cannot write {err.filename or 'to the output folder'}: {err.strerror}; free space or take another folder"
+        )
+        sys.exit(2)

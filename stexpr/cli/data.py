@@ -1,0 +1,64 @@
+"""`stexpr data`: the cohorts stexpr knows, their raw files and checksums."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stexpr.cli import terminal
+
+app = typer.Typer(help="List, fetch and verify the raw files of cohorts.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_cards() -> None:
+    """List the data cards that come with stexpr."""
+    from stexpr.data import cards
+
+    rows = [
+        (card.name, card.species, card.tissue, card.n_patients, card.n_sections, card.n_spots, card.access, card.license)
+        for card in cards.list_cards()
+    ]
+    terminal.show_table(("card", "species", "tissue", "patients", "sections", "spots", "access", "license"), rows)
+
+
+@app.command()
+def fetch(
+    card: Annotated[str, typer.Argument(help="Name of a card, or a card file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the files; raw/<card> if not given.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the files from a local mirror.")] = None,
+) -> None:
+    """Download the raw files of a cohort, or copy them from a mirror, and verify their checksums."""
+    from stexpr.data import cards
+    from stexpr.data import fetch as fetching
+
+    loaded = cards.load_card(card)
+    target = output or Path("raw") / loaded.name
+    with terminal.bar() as progress:
+        report = fetching.fetch(loaded, target, source=source, progress=progress)
+    terminal.say(f"{target}: {report}")
+
+
+@app.command()
+def verify(
+    card: Annotated[str, typer.Argument(help="Name of a card, a card file, or the folder of a prepared cohort.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of the raw files; raw/<card> if not given.")] = None,
+) -> None:
+    """Check the files of a cohort against their checksums; exit code 1 if one is missing or altered."""
+    from stexpr.data import cards
+    from stexpr.data import fetch as fetching
+    from stexpr.data.store import PreparedCohort
+
+    if (Path(card) / "cohort.json").is_file():
+        cohort = PreparedCohort.open(card)
+        with terminal.bar() as progress:
+            cohort.verify(progress=progress)
+        terminal.say(f"{card}: every file of the prepared cohort is as it was written")
+        return
+    loaded = cards.load_card(card)
+    report = fetching.verify(loaded, folder or Path("raw") / loaded.name)
+    terminal.say(str(report))
+    if not report.fine:
+        raise typer.Exit(1)

@@ -1,0 +1,82 @@
+"""What the command line prints: bars, tables and one-line errors."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find them
+    import stexpr.cli.doctor
+    import stexpr.data.store
+
+T = TypeVar("T")
+errors = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """Draws a bar for each wrapped iterable on a terminal, and nothing elsewhere."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+
+    def __call__(self, items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+        """Yield the items, moving the bar."""
+        task = self._display.add_task(label, total=total)
+        for item in items:
+            yield item
+            self._display.advance(task)
+        self._display.remove_task(task)
+
+
+@contextmanager
+def bar() -> Iterator[Bars]:
+    """Give a progress display on stderr, quiet when that is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as display:
+        yield Bars(display)
+
+
+def say(line: str) -> None:
+    """Print one line of a result."""
+    print(line, flush=True)
+
+
+def fail(message: str) -> None:
+    """Print one line of an error on stderr, unwrapped, so that it can be read by people and programs."""
+    print(f"stexpr: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Print a table to stdout."""
+    table = Table(*headings, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*("–" if cell is None else str(cell) for cell in row))
+    wide = Console() if sys.stdout.isatty() else Console(width=200)
+    wide.print(table)
+
+
+def show_board(board: Any) -> None:
+    """Print a leaderboard as its Markdown, which reads well in a terminal too."""
+    say(board.markdown())
+
+
+def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
+    """Print what a prepared cohort holds, and what was left out and why."""
+    rows = []
+    for section in cohort.manifest.sections:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in section.left_out.items() if count) or "none"
+        rows.append((section.section, section.patient, section.n_spots, left_out))
+    show_table(("section", "patient", "spots", "left out"), rows)
+    say(
+        f"{cohort.path}: {len(cohort.sections)} sections, {len(cohort.patients)} patients, {len(cohort.genes)} genes, "
+        f"{cohort.window_px} px patches at {cohort.mpp:g} um/px, hash {cohort.hash}"
+    )
+
+
+def show_findings(findings: Iterable["stexpr.cli.doctor.Finding"]) -> None:
+    """Print what `doctor` found."""
+    show_table(("", "what", "found"), (("ok" if item.fine else "PROBLEM", item.what, item.found) for item in findings))

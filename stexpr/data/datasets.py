@@ -1,0 +1,148 @@
+"""Spots of a prepared cohort as training batches."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stexpr.data.splits import Selection
+from stexpr.data.store import PreparedCohort
+from stexpr.errors import DataError
+from stexpr.panel import GenePanel
+from stexpr.types import SpotBatch
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class SpotDataset:
+    """The spots of some sections, with their patches and the counts of one gene panel.
+
+    Rows follow the order of `sections` and, inside a section, of the prepared cohort. Patches stay in memory, or on disk
+    to be read by loader processes that open each file lazily.
+    """
+
+    def __init__(
+        self,
+        cohort: PreparedCohort,
+        sections: Sequence[str],
+        panel: GenePanel,
+        *,
+        window_px: int,
+        in_memory: bool = True,
+    ) -> None:
+        """Read the counts, and the patches if they are to stay in memory.
+
+        Args:
+            cohort: The prepared cohort.
+            sections: Sections to read.
+            panel: Genes to keep.
+            window_px: Center crop of the prepared patches.
+            in_memory: Whether patches are read now.
+
+        Raises:
+            DataError: The window is larger than the prepared one.
+        """
+        if window_px > cohort.window_px:
+            raise DataError(
+                f"input.window_px = {window_px} is larger than the patches of {cohort.path} ({cohort.window_px} px); "
+                "prepare the cohort with a larger window_px or lower it"
+            )
+        column = {gene: i for i, gene in enumerate(cohort.genes)}
+        main = [column[gene] for gene in panel.main]
+        auxiliary = [column[gene] for gene in panel.auxiliary]
+        counts = [cohort.counts(section).tocsc() for section in sections]
+        self.counts_main = _dense([part[:, main] for part in counts], len(main))
+        self.counts_auxiliary = _dense([part[:, auxiliary] for part in counts], len(auxiliary))
+        self.spots = _spot_table(cohort, sections)
+        self.library = torch.from_numpy(self.spots["library"].to_numpy(dtype=np.float32, copy=True))
+        self.window_px = window_px
+        self._readers = [cohort.patch_reader(section, window_px) for section in sections]
+        self._patches: Tensor | None = None
+        if in_memory:
+            self._patches = torch.from_numpy(np.concatenate([cohort.patches(section, window_px) for section in sections]))
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def rows(self, selection: Selection) -> Int64[Tensor, "S"]:
+        """Return the rows of the selected spots, in the order of the dataset.
+
+        Raises:
+            DataError: A selected spot is not here.
+        """
+        wanted = np.zeros(len(self), dtype=bool)
+        for section, barcodes in selection.items():
+            own = (self.spots["section"] == section).to_numpy()
+            if barcodes is not None:
+                own &= self.spots["barcode"].isin(barcodes).to_numpy()
+            if not own.any() or (barcodes is not None and own.sum() != len(barcodes)):
+                raise DataError(f"section {section} does not have all spots of the split; it was written for another cohort")
+            wanted |= own
+        return torch.from_numpy(np.flatnonzero(wanted))
+
+    def batches(self, parts: Sequence[Tensor], *, device: torch.device, workers: int = 0) -> Iterator[SpotBatch]:
+        """Yield one batch for each part.
+
+        Args:
+            parts: Rows of the dataset, batch by batch.
+            device: Where the batches go.
+            workers: Loader processes; only used when patches are on disk.
+        """
+        for part, patches in zip(parts, self._patch_batches(parts, workers), strict=True):
+            yield SpotBatch(
+                # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
+                patches=patches.to(device, non_blocking=True).permute(0, 3, 1, 2),
+                counts_main=self.counts_main[part].to(device, non_blocking=True),
+                counts_auxiliary=self.counts_auxiliary[part].to(device, non_blocking=True),
+                library=self.library[part].to(device, non_blocking=True),
+            )
+
+    def _patch_batches(self, parts: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
+        if self._patches is not None:
+            yield from (self._patches[part] for part in parts)
+            return
+        lengths = np.cumsum([0, *(len(reader) for reader in self._readers)])
+        loader = DataLoader(
+            _PatchFiles(self._readers, lengths),
+            batch_sampler=[part.tolist() for part in parts],
+            num_workers=workers,
+        )
+        yield from loader
+
+
+def even_parts(rows: Int64[Tensor, "S"], batch_size: int) -> tuple[Tensor, ...]:
+    """Split rows into as few batches as `batch_size` allows, of nearly equal size.
+
+    Equal sizes leave no small last batch, which batch normalization and losses over a batch would suffer from.
+    """
+    return rows.tensor_split(math.ceil(len(rows) / batch_size))
+
+
+class _PatchFiles(Dataset[Tensor]):
+    def __init__(self, readers: Sequence[Any], lengths: Array) -> None:
+        self.readers = readers
+        self.lengths = lengths
+
+    def __getitem__(self, row: int) -> Tensor:
+        part = int(np.searchsorted(self.lengths, row, side="right")) - 1
+        return torch.from_numpy(np.ascontiguousarray(self.readers[part][row - int(self.lengths[part])]))
+
+
+def _dense(parts: Sequence[Any], n_genes: int) -> Float32[Tensor, "S G"]:
+    rows = [np.asarray(part.toarray(), dtype=np.float32) for part in parts]
+    return torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, n_genes), dtype=np.float32))
+
+
+def _spot_table(cohort: PreparedCohort, sections: Sequence[str]) -> pd.DataFrame:
+    tables = []
+    for section in sections:
+        spots = cohort.spots(section)
+        own: Mapping[str, Any] = {"section": section, "patient": cohort.patient_of[section], "barcode": spots.index}
+        tables.append(spots.assign(**own).reset_index(drop=True))
+    return pd.concat(tables, ignore_index=True)

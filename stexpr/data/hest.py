@@ -1,0 +1,101 @@
+"""Writing one section in the HEST-1k layout."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float64, UInt8
+
+from stexpr.data.manifest import write_whole
+from stexpr.types import SPATIAL
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def on_axis(counts: sp.csr_matrix, names: Iterable[str], genes: Iterable[str]) -> sp.csr_matrix:
+    """Bring counts to a gene axis: genes off the axis are left out, genes the file lacks get 0."""
+    axis = {gene: i for i, gene in enumerate(genes)}
+    place = np.array([axis.get(name, -1) for name in names], dtype=np.int64)
+    known = sp.csr_matrix(counts)[:, np.flatnonzero(place >= 0)]
+    columns = place[place >= 0][known.indices].astype(np.int32)
+    moved = sp.csr_matrix((known.data.astype(np.float32), columns, known.indptr), shape=(known.shape[0], len(axis)))
+    moved.eliminate_zeros()
+    moved.sort_indices()
+    return moved
+
+
+def write_spots(path: Path, spots: Any, thumbnail: UInt8[Array, "H W 3"], *, scale: float, spot_px: float | None) -> None:
+    """Write `st/<section>.h5ad`.
+
+    Args:
+        path: The file.
+        spots: AnnData with raw counts and `obsm["spatial"]`.
+        thumbnail: The slide, small.
+        scale: Thumbnail pixels per level-0 pixel.
+        spot_px: Diameter of a spot in level-0 px, where it is known; scanpy draws spots at that size.
+    """
+    factors = {"tissue_downscaled_fullres_scalef": scale}
+    if spot_px is not None:
+        factors["spot_diameter_fullres"] = spot_px
+    spots.uns[SPATIAL] = {"ST": {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}}
+    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"))
+
+
+def write_patches(
+    path: Path,
+    patches: Iterable[UInt8[Array, "H W 3"]],
+    corners: Float64[Array, "S 2"],
+    barcodes: list[str],
+    *,
+    window_px: int,
+    side: float,
+) -> str:
+    """Write `patches/<section>.h5`, one patch at a time.
+
+    Args:
+        path: The file.
+        patches: As many as there are corners.
+        corners: Top-left corners, x then y, whole level-0 px.
+        barcodes: One per patch.
+        window_px: Side of a patch.
+        side: Side of a patch on the slide, level-0 px.
+
+    Returns:
+        SHA-256 of the pixels.
+    """
+    digest = hashlib.sha256()
+
+    def write(part: Path) -> None:
+        with h5py.File(part, "w") as file:
+            # Contiguous: see store.py for what that gains in reading.
+            images = file.create_dataset("img", shape=(len(barcodes), window_px, window_px, 3), dtype=np.uint8)
+            images.attrs["patch_size"] = window_px
+            for i, patch in enumerate(patches):
+                images[i] = patch
+                digest.update(patch.tobytes())
+            file["coords"] = corners.astype(np.int64)
+            file["coords"].attrs["patch_size"] = window_px
+            file["coords"].attrs["patch_size_level0"] = side
+            # HEST keeps barcodes as bytes of one length, one to a row.
+            file["barcode"] = np.array([barcode.encode() for barcode in barcodes])[:, None]
+
+    write_whole(path, write)
+    return digest.hexdigest()
+
+
+def write_metadata(path: Path, values: dict[str, Any]) -> None:
+    """Write `metadata/<section>.json`."""
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_picture(path: Path, picture: UInt8[Array, "H W 3"]) -> None:
+    """Write `qc/<section>.png`."""
+    from PIL import Image
+
+    write_whole(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))

@@ -1,0 +1,196 @@
+"""One reader for every image: a square in level-0 pixels comes back resampled to the size wanted.
+
+A pyramid is read at the level just finer than asked for; an image without levels is decoded once and kept until `close`.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFilter
+
+from stexpr.data.rasters import Box, Raster, open_raster
+
+__all__ = ["ArrayImage", "SlideImage", "open_image"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+_WHITE = (255, 255, 255)
+_GAP = 3
+"""Before a strong reduction, pixels are averaged in blocks that leave this factor to the exact filter."""
+_RIM_PX = 1
+"""A masked background ends in a rim of mixed pixels, which is masked too."""
+
+
+class SlideImage:
+    """An image whose squares are read by level-0 coordinates, whatever the file format.
+
+    Attributes:
+        path: The file.
+        width: Level-0 width, px.
+        height: Level-0 height, px.
+        mpp: Microns per pixel according to the file itself, None where it does not say or says the impossible.
+    """
+
+    def __init__(
+        self, path: Path, raster: Raster, *, blank: Sequence[tuple[int, int, int, int]] = (), blank_below: int | None = None
+    ) -> None:
+        self.path = path
+        self.width, self.height = raster.sizes[0]
+        self.mpp = raster.mpp
+        self._raster = raster
+        self._blank = tuple(blank)
+        self._blank_below = blank_below
+        self._downsamples = [(self.width / width + self.height / height) / 2 for width, height in raster.sizes]
+
+    @property
+    def backend(self) -> str:
+        """What reads the file: `openslide`, `tifffile` or `pillow`."""
+        return self._raster.backend
+
+    def read(self, x: float, y: float, side: float, size: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Read a square.
+
+        Reduction is anti-aliased. A square on whole pixels asked for at its own size comes back bit for bit. What lies
+        outside the image is white.
+
+        Args:
+            x: Left edge, level-0 px; may be a fraction.
+            y: Top edge, level-0 px.
+            side: Side of the square, level-0 px.
+            size: Side of the result, px.
+
+        Returns:
+            RGB, size x size, in an array of its own.
+
+        Raises:
+            DataError: The file is broken or truncated.
+        """
+        return self._resampled((x, y, x + side, y + side), (size, size))
+
+    def thumbnail(self, max_px: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Read the whole image so that its longer side has at most `max_px`; it is never enlarged."""
+        scale = min(1.0, max_px / max(self.width, self.height))
+        size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
+        return self._resampled((0, 0, self.width, self.height), size)
+
+    def close(self) -> None:
+        """Let go of pixels and file; a later read opens it again."""
+        self._raster.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _resampled(self, area: tuple[float, float, float, float], size: tuple[int, int]) -> Array:
+        """Cut an area out of the fitting level, average it in blocks if it shrinks a lot, then filter to the size."""
+        step = min((area[2] - area[0]) / size[0], (area[3] - area[1]) / size[1])
+        level = max((i for i, down in enumerate(self._downsamples) if down <= max(1.0, step) * 1.001), default=0)
+        down = self._downsamples[level]
+        x0, y0, x1, y1 = (edge / down for edge in area)
+        factor = max(1, int(step / down / _GAP))
+        # The block starts on the grid of the averaged pixels, whose origin is the image's, also left of or above it.
+        left, top = (math.floor(edge / factor) * factor for edge in (x0, y0))
+        # A rounding error of the last digit must not add a column, nor shift the filter.
+        columns, rows = (max(1, math.ceil((end - start) / factor - 1e-6)) for start, end in ((left, x1), (top, y1)))
+        block = self._block(level, (left, top, left + columns * factor, top + rows * factor), factor)
+        edges = ((x0 - left) / factor, (y0 - top) / factor, (x1 - left) / factor, (y1 - top) / factor)
+        if block.size == size and np.allclose(edges, (0, 0, *size), rtol=0, atol=1e-6):
+            return np.array(block)
+        inside = (edges[0], edges[1], min(edges[2], columns), min(edges[3], rows))
+        return np.array(block.resize(size, Image.Resampling.BICUBIC, box=inside))
+
+    def _block(self, level: int, box: Box, factor: int) -> Image.Image:
+        """Return an area of a level, averaged over factor x factor px, white where it leaves the image."""
+        width, height = self._raster.sizes[level]
+        inner = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
+        size = ((box[2] - box[0]) // factor, (box[3] - box[1]) // factor)
+        if inner[0] >= inner[2] or inner[1] >= inner[3]:
+            return Image.new("RGB", size, _WHITE)
+        piece = self._blanked(level, inner)
+        if factor > 1:
+            piece = piece.reduce(factor)
+        if piece.size == size:
+            return piece
+        canvas = Image.new("RGB", size, _WHITE)
+        canvas.paste(piece, ((inner[0] - box[0]) // factor, (inner[1] - box[1]) // factor))
+        return canvas
+
+    def _blanked(self, level: int, box: Box) -> Image.Image:
+        """Read an area of a level and paint what is masked white; without a mask nothing is touched or copied."""
+        scale = 1 / self._downsamples[level]
+        holes = [_overlap(tuple(round(edge * scale) for edge in rectangle), box) for rectangle in self._blank]
+        holes = [hole for hole in holes if hole is not None]
+        if self._blank_below is None and not holes:
+            return self._raster.region(level, box)
+        width, height = self._raster.sizes[level]
+        rim = _RIM_PX if self._blank_below is not None else 0
+        wide = (max(box[0] - rim, 0), max(box[1] - rim, 0), min(box[2] + rim, width), min(box[3] + rim, height))
+        piece = self._raster.region(level, wide).copy()
+        if self._blank_below is not None:
+            piece.paste(_WHITE, mask=_dark(piece, self._blank_below, rim))
+            piece = piece.crop((box[0] - wide[0], box[1] - wide[1], box[2] - wide[0], box[3] - wide[1]))
+        for hole in holes:
+            piece.paste(_WHITE, hole)
+        return piece
+
+
+class ArrayImage(SlideImage):
+    """The same over RGB pixels in memory."""
+
+    def __init__(self, pixels: UInt8[np.ndarray, "H W 3"], *, mpp: float | None = None, name: str = "array") -> None:
+        super().__init__(Path(name), _ArrayRaster(pixels, mpp))
+
+
+class _ArrayRaster:
+    backend = "pillow"
+
+    def __init__(self, pixels: Array, mpp: float | None) -> None:
+        self._pixels = Image.fromarray(pixels)
+        self.sizes: tuple[tuple[int, int], ...] = (self._pixels.size,)
+        self.mpp = mpp
+
+    def region(self, level: int, box: Box) -> Image.Image:
+        return self._pixels if box == (0, 0, *self._pixels.size) else self._pixels.crop(box)
+
+    def close(self) -> None:
+        """Nothing to let go of: the pixels are the only copy."""
+
+
+def open_image(path: Path, *, blank: Sequence[tuple[int, int, int, int]] = (), blank_below: int | None = None) -> SlideImage:
+    """Open an image file by its header; pixels are decoded at the first read.
+
+    Args:
+        path: A slide (openslide), an OME or other TIFF pyramid, a JPEG, PNG or plain TIFF.
+        blank: Level-0 rectangles (x0, y0, x1, y1) painted white, such as an inset picture.
+        blank_below: Pixels none of whose channels is above this value are background that somebody blacked out: they and
+            the rim of mixed pixels around them are painted white.
+
+    Raises:
+        DataError: The file is missing, not an image, or (at the first read) truncated: it is never read as half grey.
+
+    Example:
+        >>> from stexpr.data.images import open_image
+        >>> with open_image(path) as image:  # doctest: +SKIP
+        ...     patch = image.read(x=1200.5, y=800, side=527.4, size=112)
+    """
+    return SlideImage(path, open_raster(path), blank=blank, blank_below=blank_below)
+
+
+def _overlap(rectangle: tuple[int, ...], box: Box) -> Box | None:
+    """Cut a rectangle to a box, in the box's own coordinates."""
+    x0, y0, x1, y1 = rectangle
+    x0, y0, x1, y1 = max(x0, box[0]), max(y0, box[1]), min(x1, box[2]), min(y1, box[3])
+    return (x0 - box[0], y0 - box[1], x1 - box[0], y1 - box[1]) if x0 < x1 and y0 < y1 else None
+
+
+def _dark(piece: Image.Image, limit: int, rim: int) -> Image.Image:
+    pixels = np.asarray(piece)
+    mask = Image.fromarray(np.where(pixels.max(axis=2) <= limit, 255, 0).astype(np.uint8))
+    return mask.filter(ImageFilter.MaxFilter(2 * rim + 1))

@@ -1,0 +1,110 @@
+"""From a model and images to features and expression."""
+
+import json
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from stexpr.data.datasets import SpotDataset, even_parts
+from stexpr.models.spot import SpotRegressor
+from stexpr.panel import ExpressionTransform, GenePanel
+from stexpr.types import MEASURED, PROVENANCE, SPATIAL
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device named, or for `auto` the first CUDA device if there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context of a forward pass: bf16 where asked for, or on CUDA for `auto`; on a CPU it gains nothing."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def predict_expression(
+    model: SpotRegressor,
+    dataset: SpotDataset,
+    rows: Int64[Tensor, "S"],
+    *,
+    batch_size: int,
+    symmetries: bool = False,
+    precision: str = "auto",
+    workers: int = 0,
+) -> Float32[Array, "S G"]:
+    """Predict the expression of the main genes.
+
+    The measured counts travel in the batch but the model never reads them here, so a prediction is a function of the
+    patch alone.
+
+    Args:
+        model: The model, on its device; it is put into evaluation mode and back.
+        dataset: Where the patches are read.
+        rows: Rows to predict, in this order.
+        batch_size: Patches at a time.
+        symmetries: Average over the eight flips and rotations.
+        precision: As in `TrainingConfig`.
+        workers: Loader processes.
+
+    Returns:
+        Expression in the unit of the protocol.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    predicted = []
+    with torch.inference_mode():
+        for batch in dataset.batches(even_parts(rows, batch_size), device=device, workers=workers):
+            with autocast(device, precision):
+                predicted.append(model.predict(batch.patches, symmetries=symmetries).float().cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(predicted)
+
+
+def predictions_anndata(
+    predicted: Float32[Array, "S G"],
+    dataset: SpotDataset,
+    panel: GenePanel,
+    transform: ExpressionTransform,
+    training_mean: Float32[Array, "G"],
+    provenance: dict[str, Any],
+) -> Any:
+    """Put predicted beside measured expression.
+
+    Args:
+        predicted: Expression of every spot of the dataset.
+        dataset: The spots.
+        panel: Names the genes.
+        transform: Unit of the measured expression.
+        training_mean: Mean expression of the training spots, the zero of R².
+        provenance: What made the predictions; plain JSON values.
+
+    Returns:
+        An AnnData: `X` predicted, `layers["measured"]`, spots named `section:barcode`.
+    """
+    import anndata
+    import pandas as pd
+
+    spots = dataset.spots
+    names = pd.Index((spots["section"] + ":" + spots["barcode"].astype(str)).to_numpy(dtype=object))
+    columns = ["section", "patient", "x_um", "y_um", "library", "tissue_fraction"]
+    genes = pd.DataFrame(
+        {"training_mean": training_mean, "detection": [panel.detection.get(gene, np.nan) for gene in panel.main]},
+        index=pd.Index(panel.main, dtype=object),
+    )
+    measured = transform(dataset.counts_main.numpy(), dataset.library.numpy()).astype(np.float32)
+    return anndata.AnnData(
+        X=predicted,
+        layers={MEASURED: measured},
+        obs=spots[columns].set_index(names),
+        var=genes,
+        obsm={SPATIAL: spots[["x_px", "y_px"]].to_numpy(dtype=float)},
+        uns={PROVENANCE: json.dumps(provenance)},
+    )

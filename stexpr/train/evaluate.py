@@ -1,0 +1,75 @@
+"""Scores of finished runs, computed again from their predictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from stexpr.errors import DataError
+from stexpr.evaluate.records import RECORD, read_record
+from stexpr.evaluate.score import BOOTSTRAP_FILE, PER_GENE_FILE, Scores, read_per_gene, score
+from stexpr.train.folder import PREDICTIONS
+from stexpr.types import Progress, silent
+
+TOLERANCE = 1e-9
+"""The same predictions file gives the same numbers but for the order of floating-point sums."""
+
+
+def evaluate_runs(folder: Path, *, progress: Progress = silent) -> Iterator[str]:
+    """Score runs again and compare the numbers with those on record; score tables that are missing are written again.
+
+    Args:
+        folder: One run, or a folder of runs.
+        progress: Shows the runs done.
+
+    Yields:
+        One line per run.
+
+    Raises:
+        DataError: There is no finished run, a file of one is missing, or its numbers are not those of its predictions.
+    """
+    runs = [folder] if (folder / RECORD).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+    if not runs:
+        raise DataError(f"{folder} holds no finished run (no {RECORD}); train one with stexpr train")
+    for run in progress(runs, "evaluating runs", len(runs)):
+        yield _evaluate(run)
+
+
+def _evaluate(run: Path) -> str:
+    import anndata
+
+    record = read_record(run)
+    path = run / PREDICTIONS
+    if not path.is_file():
+        raise DataError(f"{run} lacks {PREDICTIONS}; delete the folder and train again")
+    try:
+        predictions = anndata.read_h5ad(path)
+    except Exception as err:  # h5py and anndata raise many kinds for a damaged file
+        raise DataError(f"{path} cannot be read ({err}); delete the folder and train again") from err
+    scores = score(predictions, pooling=record.protocol["pooling"])
+    for name, value in scores.summary.items():
+        on_record = record.values.get(name)
+        if on_record is None or not _same(value.value, on_record.value):
+            raise DataError(
+                f"{run}: the predictions give {name} = {value.value}, the record says "
+                f"{on_record.value if on_record else 'nothing'}; one of them was changed"
+            )
+    _compare_tables(run, scores)
+    values = ", ".join(f"{name} {value.value:.4f}" for name, value in scores.summary.items() if value.value is not None)
+    return f"{run.name} {record.model_label}, fold {record.fold.index}: as recorded ({values})"
+
+
+def _compare_tables(run: Path, scores: Scores) -> None:
+    if not all((run / name).is_file() for name in (PER_GENE_FILE, BOOTSTRAP_FILE)):
+        scores.write(run)
+        return
+    try:
+        pd.testing.assert_frame_equal(scores.per_gene, read_per_gene(run), rtol=TOLERANCE, check_dtype=False)
+    except AssertionError as err:
+        raise DataError(f"{run}: {PER_GENE_FILE} does not hold the scores of {PREDICTIONS}; one of them was changed") from err
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= TOLERANCE * max(1.0, abs(one))

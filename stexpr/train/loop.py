@@ -1,0 +1,234 @@
+"""The one training loop: any model with `loss(batch)`, any rows of a dataset.
+
+Nothing random has a state of its own. Each epoch's order, each step's augmentation and each step's dropout are drawn from
+(seed, phase, epoch, step), so a run resumed at any step repeats an uninterrupted one bit by bit.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from stexpr.config import InputConfig, TrainingConfig
+from stexpr.data.datasets import SpotDataset, even_parts
+from stexpr.errors import TrainingError
+from stexpr.evaluate.metrics import pearson_per_gene
+from stexpr.inference import autocast, predict_expression
+from stexpr.models.augment import augment
+from stexpr.models.spot import SpotRegressor
+from stexpr.panel import ExpressionTransform
+from stexpr.train.checkpoint import StopFlag
+
+
+@dataclass
+class FitState:
+    """How far one training has come; with the weights and the optimizer's state, all there is to resume.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps completed in the current epoch.
+        losses: Loss parts of the completed steps of the current epoch.
+        curve: Validation r after each completed epoch; empty without validation rows.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    curve: list[float] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of epochs after which validation r was highest, the earliest if several."""
+        return int(np.argmax(self.curve)) + 1
+
+
+class Fit:
+    """Trains one model on some rows for some epochs.
+
+    Args:
+        model: The model, on its device.
+        dataset: Where the rows are read.
+        train_rows: Rows to learn from.
+        validation_rows: Rows to measure r on after each epoch, None for none.
+        transform: Unit of the validation r.
+        training: Optimizer and schedule.
+        inputs: Augmentation.
+        n_epochs: When to stop; the learning rate follows `training.epochs` all the same.
+        seed: With `phase`, the source of every random number.
+        phase: Which training of the run this is.
+        workers: Loader processes.
+    """
+
+    def __init__(
+        self,
+        model: SpotRegressor,
+        dataset: SpotDataset,
+        train_rows: Int64[Tensor, "S"],
+        validation_rows: Int64[Tensor, "N"] | None,
+        *,
+        transform: ExpressionTransform,
+        training: TrainingConfig,
+        inputs: InputConfig,
+        n_epochs: int,
+        seed: int,
+        phase: int,
+        workers: int = 0,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.train_rows = train_rows
+        self.validation_rows = validation_rows
+        self.transform = transform
+        self.training = training
+        self.inputs = inputs
+        self.n_epochs = n_epochs
+        self.seed = seed
+        self.phase = phase
+        self.workers = workers
+        self.device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model, training)
+        self.steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
+        self.state = FitState()
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything `load_state_dict` needs to go on."""
+        return {
+            "fit": asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.state = FitState(**state["fit"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_weights = state["best"]
+
+    def run(
+        self, *, keep_best: bool, stop: StopFlag, on_epoch: Callable[[dict[str, float]], None], save: Callable[[], None]
+    ) -> None:
+        """Train from the current state to the end, or to the end of patience.
+
+        Args:
+            keep_best: Whether to keep the weights of the best validation epoch, and to end with them.
+            stop: Asked after every step.
+            on_epoch: Receives the epoch's mean losses, learning rate and validation r.
+            save: Called when the state must reach the disk: before leaving on a signal.
+
+        Raises:
+            InterruptedTrainingError: A signal arrived; the state is saved.
+            TrainingError: A loss is not finite.
+        """
+        while self.state.epoch < self.n_epochs and not self._out_of_patience():
+            self._train_epoch(stop, save)
+            values = {f"train/{part}": float(np.mean(losses)) for part, losses in self.state.losses.items()}
+            values["train/lr"] = self.learning_rate(self.state.epoch, self.steps_per_epoch - 1)
+            self.state.epoch, self.state.step, self.state.losses = self.state.epoch + 1, 0, {}
+            if self.validation_rows is not None:
+                values["val/pearson"] = self.validate(self.validation_rows)
+                self.state.curve.append(values["val/pearson"])
+                if keep_best and self.state.best_epoch == self.state.epoch:
+                    self.best_weights = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+            on_epoch({"epoch": self.state.epoch, **values})
+        if keep_best and self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+
+    def _out_of_patience(self) -> bool:
+        curve = self.state.curve
+        return bool(curve) and self.state.epoch - self.state.best_epoch >= self.training.patience
+
+    def _train_epoch(self, stop: StopFlag, save: Callable[[], None]) -> None:
+        epoch, done = self.state.epoch, self.state.step
+        order = self.train_rows[torch.randperm(len(self.train_rows), generator=self._generator(epoch))]
+        parts = even_parts(order, self.training.batch_size)
+        pending: dict[str, list[Tensor]] = {}
+        self.model.train()
+        batches = self.dataset.batches(parts[done:], device=self.device, workers=self.workers)
+        for step, batch in enumerate(batches, start=done):
+            torch.manual_seed(self._seed(epoch, step))
+            batch = augment(batch, self.inputs, generator=self._generator(epoch, step, device=self.device))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(epoch, step)
+            with autocast(self.device, self.training.precision):
+                loss = self.model.loss(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            if self.training.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+            self.optimizer.step()
+            for part, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                pending.setdefault(part, []).append(value)
+            if stop.signal_number is not None:
+                self._collect(pending, parts, done)
+                self.state.step = step + 1
+                save()
+                stop.raise_if_set()
+        self._collect(pending, parts, done)
+
+    def _collect(self, pending: dict[str, list[Tensor]], parts: tuple[Tensor, ...], done: int) -> None:
+        """Bring the losses to the host, once an epoch: a look at each step would stall a GPU."""
+        for part, values in pending.items():
+            losses = torch.stack(values).float().cpu()
+            for i in torch.nonzero(~losses.isfinite()).flatten().tolist():
+                spots = self.dataset.spots.iloc[parts[done + i][:3].tolist()]
+                named = ", ".join(f"{spot.section}:{spot.barcode}" for spot in spots.itertuples())
+                raise TrainingError(
+                    f"the {part} is {losses[i].item()} at epoch {self.state.epoch + 1}, step {done + i + 1} of "
+                    f"{self.steps_per_epoch} (a batch of {len(parts[done + i])} spots: {named}, ...); lower training.lr or "
+                    "set training.clip_norm"
+                )
+            self.state.losses.setdefault(part, []).extend(losses.tolist())
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then cosine to zero at `training.epochs`, or constant."""
+        at = epoch + (step + 1) / self.steps_per_epoch
+        warmup = min(self.training.warmup_epochs, self.training.epochs / 2)
+        if at <= warmup:
+            return self.training.lr * at / warmup
+        if self.training.schedule == "constant":
+            return self.training.lr
+        share = (at - 1 / self.steps_per_epoch - warmup) / max(self.training.epochs - warmup, 1e-9)
+        return self.training.lr * 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+    def validate(self, rows: Int64[Tensor, "N"]) -> float:
+        """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0."""
+        predicted = predict_expression(
+            self.model, self.dataset, rows, batch_size=self.training.batch_size, precision=self.training.precision
+        )
+        library = self.dataset.library[rows].numpy()
+        measured = self.transform(self.dataset.counts_main[rows].numpy(), library)
+        sections = self.dataset.spots["section"].to_numpy()[rows.numpy()]
+        means = []
+        for section in dict.fromkeys(sections):
+            own = sections == section
+            scored = measured[own].std(axis=0) > 0
+            if own.sum() > 1 and scored.any():
+                means.append(np.nan_to_num(pearson_per_gene(predicted[own][:, scored], measured[own][:, scored])).mean())
+        if not means:
+            raise TrainingError(
+                "no gene varies over the validation spots, so no epoch can be chosen; set validation.rule=epochs"
+            )
+        return float(np.mean(means))
+
+    def _seed(self, *at: int) -> int:
+        return int(np.random.SeedSequence([self.seed, self.phase, *at]).generate_state(1, np.uint32)[0])
+
+    def _generator(self, *at: int, device: torch.device | None = None) -> torch.Generator:
+        return torch.Generator(device=device or "cpu").manual_seed(self._seed(*at))
+
+
+def make_optimizer(model: SpotRegressor, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimizer; biases and normalization layers are not decayed."""
+    groups = model.parameter_groups(training.weight_decay)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum)
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=training.lr, fused=fused)

@@ -1,0 +1,183 @@
+"""What a run leaves behind: predictions, per-gene scores, maps and the values of its record."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+
+from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.data.datasets import SpotDataset
+from stexpr.data.manifest import write_whole
+from stexpr.data.splits import Fold
+from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.figures import gene_map_figure
+from stexpr.evaluate.records import Record, versions
+from stexpr.evaluate.score import Scores, score
+from stexpr.inference import pick_device, predictions_anndata
+from stexpr.panel import ExpressionTransform, GenePanel
+from stexpr.train import folder as names
+from stexpr.train.network import Trained
+from stexpr.types import MEASURED
+
+Array: TypeAlias = np.ndarray[Any, Any]
+MAPPED_GENES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, before anything is trained.
+
+    Attributes:
+        config: The study.
+        cohort: Its cohort.
+        fold: The partition.
+        split_hash: Identifies the fold among all folds of the split, which is what a leaderboard compares.
+        panel: Genes of the fold.
+        transform: Unit of expression.
+        folder: Where the run lives.
+    """
+
+    config: StudyConfig
+    cohort: PreparedCohort
+    fold: Fold
+    split_hash: str
+    panel: GenePanel
+    transform: ExpressionTransform
+    folder: Path
+
+    def provenance(self) -> dict[str, Any]:
+        """Say what a model or a predictions file was made from, in plain JSON values."""
+        card, config = self.cohort.manifest, self.config
+        return {
+            "cohort": self.cohort.name,
+            "cohort_hash": self.cohort.hash,
+            "species": card.species,
+            "tissue": card.tissue,
+            "preservation": card.preservation,
+            "technology": card.technology,
+            "license": card.license,
+            "citation": card.citation,
+            "protocol": config.protocol.decisive(),
+            "model": config.model.model_dump(mode="json"),
+            "label": config.model.label,
+            "seed": config.seed,
+            "fold": self.fold.index,
+            "training_patients": list(self.fold.train),
+            "test_patients": list(self.fold.test),
+            "versions": versions(),
+        }
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model of any kind gives for the test spots of a fold."""
+
+    expression: Float32[Array, "S G"]
+    test: SpotDataset
+    training_mean: Float32[Array, "G"]
+    notes: tuple[str, ...] = ()
+    trained: Trained | None = None
+
+
+def write_results(job: Job, predicted: Predicted) -> tuple[Scores, list[Path]]:
+    """Write predictions, per-gene scores, their bootstrap and, for a network, maps of its best genes.
+
+    Returns:
+        The scores, and the pictures.
+    """
+    adata = predictions_anndata(
+        predicted.expression, predicted.test, job.panel, job.transform, predicted.training_mean, job.provenance()
+    )
+    write_whole(job.folder / names.PREDICTIONS, adata.write_h5ad)
+    scores = score(adata, pooling=job.config.protocol.pooling)
+    scores.write(job.folder)
+    maps = _draw_maps(adata, scores.per_gene, job.folder / names.MAPS) if predicted.trained else []
+    return scores, maps
+
+
+def _draw_maps(adata: Any, per_gene: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw the best-predicted genes over the first test section."""
+    folder.mkdir(exist_ok=True)
+    section = adata.obs["section"].iloc[0]
+    own = adata[adata.obs["section"] == section]
+    ranked = per_gene[per_gene["section"].isin([section, "pooled"])].sort_values("pearson", ascending=False)
+    paths = []
+    for gene in ranked["gene"].head(MAPPED_GENES):
+        column = own[:, gene]
+        figure = gene_map_figure(
+            own.obs["x_um"].to_numpy(),
+            own.obs["y_um"].to_numpy(),
+            np.asarray(column.layers[MEASURED]).ravel(),
+            np.asarray(column.X).ravel(),
+            f"{gene} in {section}",
+        )
+        path = folder / f"{content_hash(gene)[:8]}-{''.join(c for c in gene if c.isalnum() or c in '.-')}.png"
+        write_whole(path, partial(figure.savefig, format="png"))
+        paths.append(path)
+    return paths
+
+
+def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) -> Record:
+    """Gather what the run was and what it scored; nothing of the machine but the kind of device and versions."""
+    config, cohort, fold, panel, trained = job.config, job.cohort, job.fold, job.panel, predicted.trained
+    card = cohort.manifest
+    details = {
+        key: getattr(card, key)
+        for key in ("species", "tissue", "preservation", "technology", "library", "mpp", "window_px", "stain", "license")
+    }
+    network = isinstance(config.model, NetworkConfig)
+    left_out = sum(inner.left_out for inner in fold.inner)
+    notes = [*predicted.notes, *scores.notes]
+    if network and left_out:
+        notes.append(f"{left_out} spots in the buffer of the inner split neither trained nor validated there")
+    return Record.model_validate(
+        {
+            "study": config.name,
+            "model_label": config.model.label,
+            "kind": "network" if network else "baseline",
+            "model": config.model.model_dump(mode="json"),
+            "settings": {
+                "input": config.input.model_dump(mode="json"),
+                "training": config.training.model_dump(mode="json"),
+            },
+            "protocol": config.protocol.decisive(),
+            "protocol_hash": config.protocol.hash,
+            "cohort": {"name": cohort.name, "hash": cohort.hash, "patients": cohort.patients, "details": details},
+            "split_hash": job.split_hash,
+            "fold": {
+                "index": fold.index,
+                "test_patients": tuple(fold.test),
+                "validation": fold.inner_rule if network else "none",
+            },
+            "panel": {
+                "hash": content_hash(list(panel.main)),
+                "rule": panel.rule,
+                "scope": panel.scope,
+                "n_main": len(panel.main),
+                "n_auxiliary": len(panel.auxiliary),
+            },
+            "config_hash": job.folder.name,
+            "seed": config.seed,
+            "n": scores.n.model_dump(),
+            "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained else None,
+            "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else None,
+            "values": {name: value.model_dump() for name, value in scores.summary.items()},
+            "notes": tuple(notes),
+            "wall_time_s": round(seconds, 3),
+            "device": device_name(config) if trained else "cpu",
+            "versions": versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def device_name(config: StudyConfig) -> str:
+    """Return the kind of device a study trains on, without the machine's name."""
+    device = pick_device(config.runtime.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,72 @@
+"""All folds of one study, and of the baselines that stand beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stexpr.config import BASELINES, NetworkConfig, StudyConfig, content_hash
+from stexpr.data.splits import Fold, make_folds
+from stexpr.data.store import PreparedCohort
+from stexpr.errors import ConfigError
+from stexpr.train.checkpoint import stop_on_signals
+from stexpr.train.run import run_fold
+from stexpr.types import Progress, silent
+
+
+def study_folds(config: StudyConfig, cohort: PreparedCohort) -> tuple[Fold, ...]:
+    """Return the folds of a study.
+
+    Args:
+        config: The study; its window sets the distance between training and validation blocks.
+        cohort: Its cohort.
+    """
+    window = config.input.window_px or cohort.window_px
+    return make_folds(
+        cohort.patient_of,
+        config.protocol.split,
+        config.protocol.validation,
+        spots_of=cohort.spots,
+        window_um=window * cohort.mpp,
+    )
+
+
+def run_study(
+    config: StudyConfig,
+    runs: Path,
+    *,
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Run a study and the baselines of its protocol, fold by fold; what has a record is not run again.
+
+    Args:
+        config: The study.
+        runs: Folder of all runs.
+        progress: Shows the runs done.
+        report: Receives one line per run.
+
+    Returns:
+        Folders of the runs: the study's folds, then those of each baseline.
+
+    Raises:
+        ConfigError: `folds` names a fold that does not exist.
+        InterruptedTrainingError: SIGINT or SIGTERM arrived; the same call resumes.
+        StexprError: Whatever is wrong with a run; the other runs stay whole.
+    """
+    cohort = PreparedCohort.open(config.cohort)
+    folds = study_folds(config, cohort)
+    models = [config, *(config.baseline(model) for model in BASELINES)]
+    jobs = []
+    for study in dict.fromkeys(models):
+        wanted = range(len(folds)) if config.folds is None else config.folds
+        for index in wanted:
+            if index not in range(len(folds)):
+                raise ConfigError(f"folds names fold {index}, but the study has folds 0 to {len(folds) - 1}")
+            # a baseline chooses no epochs, and without inner splits one run of it serves every study of the protocol
+            jobs.append((study, folds[index] if isinstance(study.model, NetworkConfig) else folds[index].outer()))
+    split_hash = content_hash([fold.hash for fold in folds])
+    with stop_on_signals() as stop:
+        done = []
+        for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):
+            stop.raise_if_set()
+            done.append(run_fold(study, cohort, fold, split_hash, runs, stop=stop, report=report))
+    return done
