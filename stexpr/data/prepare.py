@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from stexpr.data.manifest import (
     write_whole,
 )
 from stexpr.data.readers import read_section
-from stexpr.data.section import Section, check_section, join_genes
+from stexpr.data.section import Section, join_genes
 from stexpr.data.store import PreparedCohort, damage
 from stexpr.errors import CardError, ConfigError, DataError, StexprError, nearest
 from stexpr.types import Progress, T, silent
@@ -92,7 +93,8 @@ class _Preparation:
             manifest = self._manifest(previous.sections, previous.n_genes, previous.genes_left_out, previous.versions)
         else:
             manifest = self._make(previous, inputs)
-        if manifest != previous:
+        # A damaged section made again may well equal what the manifest says: then it still has to move into place.
+        if manifest != previous or (self.target / STAGING).exists():
             self._commit(manifest, previous)
         return PreparedCohort.open(self.target)
 
@@ -139,11 +141,14 @@ class _Preparation:
         known: dict[str, str] = {}
         for entry in self.progress(card.sections, "hashing input files", len(card.sections)):
             names = [name for name in (entry.counts, entry.spots, entry.image, card.symbol_table) if name]
-            try:
-                files = {name: known.setdefault(name, known.get(name) or hash_file(self.source / name)) for name in names}
-            except DataError as err:
-                err.add_note(f"section {entry.section} of patient {entry.patient} needs it")
-                raise
+            for name in (name for name in names if name not in known):
+                if not (self.source / name).is_file():
+                    raise DataError(
+                        f"section {entry.section} of patient {entry.patient} lacks its file {self.source / name}; run "
+                        f"`stexpr data fetch {card.name}` into {self.source}, or correct the path on the card"
+                    )
+                known[name] = hash_file(self.source / name)
+            files = {name: known[name] for name in names}
             hashes[entry.section] = content_hash({**shared, "entry": entry.model_dump(mode="json"), "files": files})
         return hashes
 
@@ -180,7 +185,7 @@ class _Preparation:
                 section, write_section, folder=staging, genes=genes, card=self.card, config=self.config,
                 fingerprint=prints[section.name], reference=reference,
             )  # fmt: skip
-            write_whole(_note(staging, section.name), lambda path, entry=entry: path.write_text(entry.model_dump_json()))
+            write_whole(_note(staging, section.name), partial(Path.write_text, data=entry.model_dump_json()))
             done[section.name] = entry
         kept = previous is not None and all(entry in previous.sections for entry in done.values())
         versions = previous.versions if previous is not None and kept else _versions()
@@ -188,12 +193,10 @@ class _Preparation:
 
     def _read(self, entry: SectionEntry) -> Section:
         try:
-            section = read_section(entry, self.source, self.card)
-            check_section(section)
+            return read_section(entry, self.source, self.card)
         except StexprError as err:
             err.add_note(f"while reading section {entry.section} of patient {entry.patient}")
             raise
-        return section
 
     def _finished(self, previous: CohortManifest | None, prints: dict[str, str]) -> dict[str, PreparedSection]:
         """Find the sections that need no work: in place from an earlier run, or staged by one that was stopped."""

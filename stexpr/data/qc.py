@@ -88,7 +88,7 @@ def select_spots(section: Section, mask: TissueMask, config: PrepareConfig) -> S
     names = (*checks, "")
     selection = Selection(tuple(names[i] for i in first), tuple(checks), corners, side, tissue, library)
     if not selection.kept.any():
-        counted = ", ".join(f"{n} {reason}" for reason, n in (section.left_out | selection.dropped).items())
+        counted = ", ".join(f"{reason}: {n}" for reason, n in (section.left_out | selection.dropped).items())
         raise DataError(
             f"section {section.name} has no spot left ({counted or 'it came with none'}); check the pixel mapping of its card, "
             "or lower min_counts, min_tissue or window_px"
@@ -115,12 +115,17 @@ def draw_qc(section: Section, mask: TissueMask, selection: Selection) -> UInt8[A
     radius = max(3.0, (section.spot_diameter_um or 0.3 * selection.side * section.mpp) / 2 / section.mpp * scale)
     colors = {"": _KEPT, **dict(zip(selection.reasons, _DROPPED, strict=False))}
     for (cx, cy), reason in zip((centers - (x, y)) * scale, selection.reason, strict=True):
-        draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), outline=colors[reason], width=2)
+        ring = (cx - radius, cy - radius, cx + radius, cy + radius)
+        draw.ellipse(ring, outline="white", width=4)  # a rim, or the color drowns in dark tissue
+        draw.ellipse(ring, outline=colors[reason], width=2)
     kept = np.flatnonzero(selection.kept)
     example = kept[np.argmin(selection.corners[kept].sum(axis=1))]
     low = (selection.corners[example] - (x, y)) * scale
     draw.rectangle((*low, *(low + selection.side * scale)), outline=(0, 0, 0), width=2)
-    return np.vstack([np.asarray(canvas), _legend(section, selection, colors, size)])
+    # The view is square because images are read in squares; the spots need not be.
+    top, bottom = (centers[:, 1].min() - 0.6 * selection.side, centers[:, 1].max() + 0.6 * selection.side)
+    rows = slice(max(0, int((top - y) * scale)), min(size, int((bottom - y) * scale) + 1))
+    return np.vstack([np.asarray(canvas)[rows], _legend(section, selection, colors, size)])
 
 
 def _view(centers: Float64[Array, "S 2"], side: float) -> tuple[float, float, float]:
@@ -147,9 +152,9 @@ def _legend(section: Section, selection: Selection, colors: dict[str, Any], widt
     canvas = Image.new("RGB", (width, line * (len(rows) + len(notes) + 3)), "white")
     draw = ImageDraw.Draw(canvas)
     title, plain = ImageFont.load_default(size=20), ImageFont.load_default(size=16)
-    window = f"patch {selection.side * section.mpp:.0f} µm (black square), tissue mask outlined in yellow"
-    draw.text((12, 6), f"section {section.name}, patient {section.patient}; {window}", fill="black", font=title)
-    entries = [("", f"{int(selection.kept.sum())} spots kept"), *((reason, f"{n} dropped: {reason}") for reason, n in rows)]
+    drawn = f"black square: a patch, {selection.side * section.mpp:.0f} um; yellow line: tissue mask"
+    draw.text((12, 6), f"{section.name}, patient {section.patient}  ({drawn})", fill="black", font=title)
+    entries = [("", f"kept: {int(selection.kept.sum())} spots"), *((reason, f"dropped: {n} {reason}") for reason, n in rows)]
     for i, (reason, text) in enumerate(entries):
         top = line * (i + 1) + 10
         draw.ellipse((14, top, 28, top + 14), outline=colors[reason], width=3)

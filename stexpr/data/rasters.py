@@ -36,8 +36,8 @@ class Raster(Protocol):
     sizes: tuple[tuple[int, int], ...]
     mpp: float | None
 
-    def region(self, level: int, box: Box) -> Image.Image:
-        """Return the RGB pixels of `box` (x0, y0, x1, y1, inside the level), maybe not a copy."""
+    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
+        """Return the RGB pixels of `box` (x0, y0, x1, y1, inside the level), averaged over factor x factor; maybe no copy."""
         ...
 
     def close(self) -> None:
@@ -113,14 +113,11 @@ class PillowRaster:
                 f"{path} is not an image that can be read ({_reason(err)}); check that the download is whole"
             ) from err
 
-    def region(self, level: int, box: Box) -> Image.Image:
+    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
         """Return the pixels of `box`; of the whole image without a copy."""
         if self._pixels is None:
             self._pixels = self._decode()
-        if box == (0, 0, *self._pixels.size):
-            return self._pixels
-        with whole_images():
-            return self._pixels.crop(box)
+        return cut(self._pixels, box, factor)
 
     def close(self) -> None:
         """Forget the pixels."""
@@ -151,7 +148,7 @@ class OpenSlideRaster:
             _number(slide.properties.get("openslide.mpp-x")), _number(slide.properties.get("openslide.mpp-y"))
         )
 
-    def region(self, level: int, box: Box) -> Image.Image:
+    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
         """Return the pixels of `box`, transparent ones as white."""
         import openslide
 
@@ -159,7 +156,7 @@ class OpenSlideRaster:
         scale = slide.level_downsamples[level]
         corner = (round(box[0] * scale), round(box[1] * scale))
         try:
-            return as_rgb(slide.read_region(corner, level, (box[2] - box[0], box[3] - box[1])), self.path)
+            return as_rgb(slide.read_region(corner, level, (box[2] - box[0], box[3] - box[1])), self.path).reduce(factor)
         except openslide.OpenSlideError as err:
             # openslide answers nothing more after an error.
             self.close()
@@ -202,20 +199,19 @@ class TiffRaster:
         self.mpp: float | None = self._scale(pages[0])
         self.close()
 
-    def region(self, level: int, box: Box) -> Image.Image:
+    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
         """Return the pixels of `box`; a level without tiles is decoded once."""
         page = self._pages()[level]
         try:
             if page.is_tiled:
-                return as_rgb(Image.fromarray(_tiles(page, box)), self.path)
+                return as_rgb(Image.fromarray(_tiles(page, box)), self.path).reduce(factor)
             if level not in self._decoded:
                 self._decoded[level] = as_rgb(Image.fromarray(page.asarray()), self.path)
         except (*_BROKEN, ImportError, RuntimeError) as err:
             raise DataError(
                 f"image {self.path} cannot be decoded ({_reason(err)}); fetch it again, or install imagecodecs"
             ) from err
-        with whole_images():
-            return self._decoded[level].crop(box)
+        return cut(self._decoded[level], box, factor)
 
     def close(self) -> None:
         """Close the file and forget what was decoded."""
@@ -262,6 +258,16 @@ def _tiles(page: Any, box: Box) -> Array:
             start_y, start_x = max(top - y0, 0), max(left - x0, 0)
             block[start_y : start_y + piece.shape[0], start_x : start_x + piece.shape[1]] = piece
     return block
+
+
+def cut(picture: Image.Image, box: Box, factor: int) -> Image.Image:
+    """Cut a box out of a decoded image, averaged over factor x factor px; the whole of it at factor 1 is not copied."""
+    if factor > 1:
+        return picture.reduce(factor, box)
+    if box == (0, 0, *picture.size):
+        return picture
+    with whole_images():
+        return picture.crop(box)
 
 
 def as_rgb(picture: Image.Image, path: Path) -> Image.Image:

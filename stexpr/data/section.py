@@ -79,8 +79,8 @@ def check_section(section: Section) -> None:
         raise DataError(f"section {section.name} has barcodes more than once: {repeated}; each spot needs its own")
     if repeated := _repeated(spots.var_names):
         raise GeneError(
-            f"section {section.name} has genes more than once: {repeated}; sum or drop them in the counts file (ids that differ "
-            "only in their version suffix are one gene)"
+            f"section {section.name} has genes more than once: {repeated}; sum or drop them in the counts file "
+            "(ids that differ only in their version suffix are one gene)"
         )
     _check_counts(section)
     _check_scale(section)

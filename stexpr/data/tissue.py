@@ -108,7 +108,8 @@ def tissue_pixels(image: UInt8[Array, "H W 3"], mpp: float) -> Bool[Array, "H W"
     brightest, darkest = balanced.max(axis=-1), balanced.min(axis=-1)
     saturation = (brightest - darkest) / np.maximum(brightest, 1e-6)
     stained = np.sqrt(saturation * (1 - darkest))
-    threshold = np.clip(threshold_otsu(stained) if np.ptp(stained) else 0, *_THRESHOLD)
+    otsu = float(threshold_otsu(stained)) if np.ptp(stained) else 0.0  # type: ignore[no-untyped-call]
+    threshold = np.clip(otsu, *_THRESHOLD)
     # In an image of a few hundred microns 0.1 mm² would be everything.
     smallest = int(min(_SMALLEST_MM2 * 1e6 / mpp**2, 0.002 * stained.size))
     found = remove_small_objects(stained > threshold, max_size=smallest)

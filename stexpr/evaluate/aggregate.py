@@ -198,7 +198,9 @@ def average_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         averaged[metric] = values.mean(axis=0)
     every = constant.all(axis=0)
     averaged["predicted_constant"] = every
-    averaged.loc[every | averaged["measured_constant"], CORRELATIONS] = np.nan
+    undefined = every | first["measured_constant"].to_numpy(dtype=bool)
+    for metric in CORRELATIONS:
+        averaged[metric] = averaged[metric].mask(undefined)
     return averaged
 
 

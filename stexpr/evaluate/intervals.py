@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int
 from scipy import stats
 
 from stexpr.errors import MetricError
+from stexpr.evaluate.metrics import constant_per_gene
 
 __all__ = ["Interval", "block_replicates", "patient_interval", "percentile_interval", "spatial_blocks", "t_interval"]
 
@@ -104,7 +105,7 @@ def block_replicates(
         raise MetricError("no spot to resample")
     names = np.asarray(strata)
     spot_block = np.empty(len(blocks), dtype=np.int64)
-    draws = []
+    draws: list[Int[Array, "R blocks"]] = []
     for name in dict.fromkeys(strata):
         inside = names == name
         n_blocks = int(blocks[inside].max()) + 1
@@ -114,12 +115,9 @@ def block_replicates(
         draws.append(rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n))
     weights = np.hstack(draws).astype(np.float64)  # (R, blocks)
     members = sp.csr_matrix((np.ones(len(blocks)), (spot_block, np.arange(len(blocks)))), shape=(weights.shape[1], len(blocks)))
-    parts = [
-        _weighted_pearson(
-            predicted[:, start : start + GENES_AT_ONCE], measured[:, start : start + GENES_AT_ONCE], members, weights
-        )
-        for start in range(0, predicted.shape[1], GENES_AT_ONCE)
-    ]
+    starts = range(0, predicted.shape[1], GENES_AT_ONCE)
+    columns = [slice(start, start + GENES_AT_ONCE) for start in starts]
+    parts = [_weighted_pearson(predicted[:, genes], measured[:, genes], members, weights) for genes in columns]
     return np.vstack(parts).astype(np.float32)
 
 
@@ -127,12 +125,11 @@ def _weighted_pearson(
     predicted: Float[Array, "S G"], measured: Float[Array, "S G"], members: sp.csr_matrix, weights: Float[Array, "R blocks"]
 ) -> Float[Array, "G R"]:
     """Correlate under block weights: sums per block once, then one matrix product per moment."""
-    x = predicted - predicted.mean(axis=0, dtype=np.float64)
-    y = measured - measured.mean(axis=0, dtype=np.float64)
+    x, y = _centered(predicted), _centered(measured)
     n = (weights @ np.asarray(members.sum(axis=1)))[:, [0]]  # (R, 1)
 
     def mean(values: Float[Array, "S G"]) -> Float[Array, "R G"]:
-        return np.asarray(weights @ (members @ values)) / n
+        return np.asarray(np.asarray(weights @ (members @ values)) / n)
 
     mx, my, xx, yy = mean(x), mean(y), mean(x * x), mean(y * y)
     var_x, var_y = xx - mx**2, yy - my**2
@@ -141,6 +138,11 @@ def _weighted_pearson(
     scale = np.sqrt(np.where(flat_x | flat_y, 1, var_x * var_y))
     r = np.clip((mean(x * y) - mx * my) / scale, -1, 1)
     return np.where(flat_y, np.nan, np.where(flat_x, 0.0, r)).T
+
+
+def _centered(values: Float[Array, "S G"]) -> Float[Array, "S G"]:
+    # A constant gene becomes exactly zero, so that the last bits of a collapsed network cannot correlate.
+    return np.where(constant_per_gene(values), 0.0, values - values.mean(axis=0, dtype=np.float64))
 
 
 def percentile_interval(replicates: Float[Array, "R"], kind: str = THESE_SECTIONS) -> Interval:
@@ -200,6 +202,5 @@ def _mean_defined(sums: Float[Array, "... G"], counts: Array) -> Float[Array, "R
     """Mean over genes of sum / count, over the genes with any count: (R, G) or (G,) to (R,)."""
     sums, counts = np.atleast_2d(sums), np.atleast_2d(counts)
     present = counts > 0
-    return np.asarray(
-        (np.where(present, sums, 0) / np.where(present, counts, 1)).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-    )
+    means = np.where(present, sums, 0) / np.where(present, counts, 1)
+    return np.asarray(means.sum(axis=1) / np.maximum(present.sum(axis=1), 1))

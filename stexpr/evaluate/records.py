@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -19,8 +19,9 @@ from stexpr.errors import ConfigError, DataError
 
 __all__ = ["Record", "Run", "Runs", "Value", "read_record", "read_records", "versions", "write_record"]
 
-FORMAT = 1
+FORMAT: Final = 1
 RECORD = "record.json"
+PACKAGES = ("stexpr", "torch", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 
 Plain: TypeAlias = dict[str, JsonValue]
 
@@ -215,9 +216,7 @@ def read_records(folder: Path) -> Runs:
     return Runs(tuple(complete), tuple(incomplete))
 
 
-def versions(
-    packages: Sequence[str] = ("stexpr", "torch", "timm", "numpy", "scipy", "pandas", "scikit-learn"),
-) -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of the packages that make numbers; nothing of the environment is read.
 
     Returns:

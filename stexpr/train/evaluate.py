@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
 from stexpr.errors import DataError
 from stexpr.evaluate.records import RECORD, read_record
-from stexpr.evaluate.score import BOOTSTRAP_FILE, PER_GENE_FILE, Scores, read_per_gene, score
+from stexpr.evaluate.score import BOOTSTRAP_FILE, PER_GENE_FILE, Pooling, Scores, read_per_gene, score
 from stexpr.train.folder import PREDICTIONS
 from stexpr.types import Progress, silent
 
@@ -46,7 +47,7 @@ def _evaluate(run: Path) -> str:
         predictions = anndata.read_h5ad(path)
     except Exception as err:  # h5py and anndata raise many kinds for a damaged file
         raise DataError(f"{path} cannot be read ({err}); delete the folder and train again") from err
-    scores = score(predictions, pooling=record.protocol["pooling"])
+    scores = score(predictions, pooling=cast(Pooling, record.protocol["pooling"]))
     for name, value in scores.summary.items():
         on_record = record.values.get(name)
         if on_record is None or not _same(value.value, on_record.value):

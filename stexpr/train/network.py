@@ -200,13 +200,12 @@ def build_network(config: StudyConfig, dataset: SpotDataset, transform: Expressi
     model = build_spot_regressor(
         network,
         window_px=dataset.window_px,
-        n_main=dataset.counts_main.shape[1],
-        n_auxiliary=dataset.counts_auxiliary.shape[1],
         main_objective=main,
         auxiliary_objective=auxiliary,
         seed=config.seed,
     )
-    return model.to(device=pick_device(config.runtime.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    placed: SpotRegressor = model.to(device=pick_device(config.runtime.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
 
 
 def without_auxiliary(config: StudyConfig) -> bool:

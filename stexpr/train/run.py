@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,9 +13,9 @@ from stexpr.config import ColorRidgeConfig, NetworkConfig, StudyConfig
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.store import PreparedCohort
-from stexpr.evaluate.records import RECORD, Record, Value, write_record
+from stexpr.evaluate.records import RECORD, Record, write_record
 from stexpr.inference import predict_expression
-from stexpr.models.baselines import ColorRidge, color_features
+from stexpr.models.baselines import ColorRidge, color_features, fitting_radii
 from stexpr.models.export import save_model
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing, fit_panel
 from stexpr.train import folder as names
@@ -135,9 +134,7 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag) -> Predicted
         workers=config.runtime.workers,
     )
     backbone = trained.model.backbone
-    preprocessing = Preprocessing(
-        cohort.mpp, window, backbone.input_px, cohort.manifest.stain, tuple(backbone.mean), tuple(backbone.sd)
-    )
+    preprocessing = Preprocessing(cohort.mpp, window, backbone.input_px, cohort.manifest.stain, backbone.mean, backbone.sd)
     save_model(
         folder / names.MODEL,
         trained.model,
@@ -163,7 +160,7 @@ def _run_baseline(job: Job) -> Predicted:
     mean = measured.mean(axis=0).astype(np.float32)
     if not isinstance(model, ColorRidgeConfig):
         return Predicted(np.tile(mean, (len(spots["test"]), 1)), spots["test"], mean)
-    radii = tuple(radius for radius in model.radii_px if 2 * radius <= cohort.window_px)
+    radii = fitting_radii(model.radii_px, cohort.window_px)
     features = {
         side: np.concatenate([color_features(cohort.patches(section), radii) for section in sections])
         for side, sections in (("train", fold.train_sections), ("test", fold.test_sections))
@@ -181,5 +178,5 @@ def _main_only(panel: GenePanel) -> GenePanel:
 
 
 def _in_words(record: Record) -> str:
-    value = cast(Value, record.values["pearson"]).value
+    value = record.values["pearson"].value
     return "r undefined" if value is None else f"mean r {value:.3f}"

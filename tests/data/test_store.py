@@ -64,7 +64,7 @@ def write_cohort(folder: Path, sections: dict[str, str]) -> Path:
                 content=content,
                 fingerprint="0",
                 files={name: stored_file(folder / name) for name in names},
-            )  # fmt: skip
+            )
         )
     manifest = CohortManifest(
         name="toy", species="human", tissue="breast", preservation="frozen", technology="ST", license="CC0", citation="-",

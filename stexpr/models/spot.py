@@ -1,0 +1,160 @@
+"""The spot regressor: one backbone, a main head for the scored genes, an auxiliary head for the others.
+
+Reference:
+    Rahaman et al. 2023 (BrST-Net) for the auxiliary head; He et al. 2020 (ST-Net) for the bias at the training mean.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from stexpr.config import NetworkConfig
+from stexpr.errors import ModelError
+from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
+from stexpr.models.backbones import Backbone, create_backbone
+from stexpr.models.objectives import Loss, Objective
+from stexpr.types import SpotBatch
+
+
+class SpotOutput(NamedTuple):
+    """What the heads give, in the units of their objectives."""
+
+    main: Tensor
+    auxiliary: Tensor | None
+
+
+class SpotRegressor(nn.Module):
+    """Predicts the expression of a spot from its patch.
+
+    Args:
+        backbone: Image to features.
+        main_objective: Of the main genes.
+        auxiliary_objective: Of the auxiliary genes, None for no auxiliary head.
+        auxiliary_weight: Lambda of the loss.
+        bias_init: `training_mean` starts the heads at the training mean; `zero` at zero.
+        seed: Source of the heads' weights. Each head has a stream of its own, so the main head starts the same with and
+            without the auxiliary one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        main_objective: Objective,
+        auxiliary_objective: Objective | None,
+        *,
+        auxiliary_weight: float = 1.0,
+        bias_init: str = "zero",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.main_objective = main_objective
+        self.auxiliary_objective = auxiliary_objective
+        self.auxiliary_weight = auxiliary_weight
+        self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=2 * seed)
+        self.auxiliary_head = None
+        if auxiliary_objective is not None:
+            self.auxiliary_head = _head(backbone.n_features, auxiliary_objective, bias_init, seed=2 * seed + 1)
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the loss of a batch is more than a mean over its examples."""
+        objectives = (self.main_objective, self.auxiliary_objective)
+        return any(objective is not None and objective.couples_examples for objective in objectives)
+
+    def features(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Extract the features both heads read."""
+        features: Tensor = self.backbone(self.backbone.preprocess(patches))
+        return features
+
+    def forward(self, patches: UInt8[Tensor, "B 3 H W"]) -> SpotOutput:
+        """Return the outputs of both heads."""
+        features = self.features(patches)
+        return SpotOutput(self.main_head(features), None if self.auxiliary_head is None else self.auxiliary_head(features))
+
+    def loss(self, batch: SpotBatch) -> Loss:
+        """Return main + lambda x auxiliary loss, each a mean over its own genes.
+
+        With lambda 0 the auxiliary head is left out of the sum, so the other weights are bit-equal to those of a model
+        without it.
+        """
+        features = self.features(batch.patches)
+        main = self.main_objective.loss(self.main_head(features), batch.counts_main, batch.library)
+        parts = {"main": main.detach()}
+        total = main
+        if self.auxiliary_objective is not None and self.auxiliary_head is not None and self.auxiliary_weight:
+            output = self.auxiliary_head(features)
+            auxiliary = self.auxiliary_objective.loss(output, batch.counts_auxiliary, batch.library)
+            total = main + self.auxiliary_weight * auxiliary
+            parts["auxiliary"] = auxiliary.detach()
+        return Loss(total, parts, len(batch.library))
+
+    def predict(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool = False) -> Float32[Tensor, "B G"]:
+        """Predict expression of the main genes, in the unit of the protocol.
+
+        Args:
+            patches: Patches of the window the backbone was built for.
+            symmetries: Average over the eight flips and rotations of each patch.
+        """
+        if not symmetries:
+            return self.main_objective.expression(self.main_head(self.features(patches)))
+        total: Any = 0
+        for which in range(N_SYMMETRIES):
+            turned = apply_symmetries(patches, torch.full((len(patches),), which, device=patches.device))
+            total = total + self.predict(turned)
+        mean: Tensor = total / N_SYMMETRIES
+        return mean
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return parameters for an optimizer: matrices and kernels decay; biases, scales and dispersions do not."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+
+def _head(n_features: int, objective: Objective, bias_init: str, *, seed: int) -> nn.Linear:
+    generator = torch.Generator().manual_seed(seed)
+    bound = n_features**-0.5
+    with torch.random.fork_rng(devices=[]):
+        head = nn.Linear(n_features, objective.n_outputs)
+    with torch.no_grad():
+        head.weight.uniform_(-bound, bound, generator=generator)
+        head.bias.copy_(objective.initial_bias() if bias_init == "training_mean" else torch.zeros(objective.n_outputs))
+    return head
+
+
+def build_spot_regressor(
+    config: NetworkConfig,
+    *,
+    window_px: int,
+    main_objective: Objective,
+    auxiliary_objective: Objective | None,
+    seed: int,
+) -> SpotRegressor:
+    """Build the network of a study.
+
+    Args:
+        config: Backbone, auxiliary weight and initialization.
+        window_px: Side of the patches.
+        main_objective: Fitted on the training spots.
+        auxiliary_objective: Likewise; None builds no auxiliary head.
+        seed: Source of all weights.
+
+    Raises:
+        ModelError: The backbone is unknown or cannot be built.
+    """
+    if main_objective.n_outputs < 1:
+        raise ModelError("a model needs at least one main gene")
+    backbone = create_backbone(config.backbone, window_px=window_px, pretrained=config.pretrained, seed=seed)
+    return SpotRegressor(
+        backbone,
+        main_objective,
+        auxiliary_objective,
+        auxiliary_weight=config.auxiliary.weight,
+        bias_init=config.bias_init,
+        seed=seed,
+    )
