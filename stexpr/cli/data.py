@@ -60,5 +60,5 @@ def verify(
     loaded = cards.load_card(card)
     report = fetching.verify(loaded, folder or Path("raw") / loaded.name)
     terminal.say(str(report))
-    if not report.fine:
+    if not report.whole:
         raise typer.Exit(1)

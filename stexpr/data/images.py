@@ -13,12 +13,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from stexpr.data.rasters import Box, Raster, cut, open_raster
+from stexpr.data.rasters import Box, OpenSlideRaster, PillowRaster, Raster, cut
+from stexpr.data.tiff import TiffRaster
+from stexpr.errors import DataError
 
 __all__ = ["ArrayImage", "SlideImage", "open_image"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+_PLAIN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _WHITE = (255, 255, 255)
 _GAP = 2
 """Before a strong reduction, pixels are averaged in blocks that leave at least this factor to the filter, which keeps cutting
@@ -89,7 +92,7 @@ class SlideImage:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _resampled(self, area: tuple[float, float, float, float], size: tuple[int, int]) -> Array:
+    def _resampled(self, area: tuple[float, float, float, float], size: tuple[int, int]) -> UInt8[Array, "H W 3"]:
         """Cut an area out of the fitting level, average it in blocks if it shrinks a lot, then filter to the size."""
         step = min((area[2] - area[0]) / size[0], (area[3] - area[1]) / size[1])
         level = max((i for i, down in enumerate(self._downsamples) if down <= max(1.0, step) * 1.001), default=0)
@@ -162,7 +165,7 @@ class ArrayImage(SlideImage):
 class _ArrayRaster:
     backend = "pillow"
 
-    def __init__(self, pixels: Array, mpp: float | None) -> None:
+    def __init__(self, pixels: UInt8[Array, "H W 3"], mpp: float | None) -> None:
         self._pixels = Image.fromarray(pixels)
         self.sizes: tuple[tuple[int, int], ...] = (self._pixels.size,)
         self.mpp = mpp
@@ -191,7 +194,39 @@ def open_image(path: Path, *, blank: Sequence[tuple[int, int, int, int]] = (), b
         >>> with open_image(path) as image:  # doctest: +SKIP
         ...     patch = image.read(x=1200.5, y=800, side=527.4, size=112)
     """
-    return SlideImage(path, open_raster(path), blank=blank, blank_below=blank_below)
+    return SlideImage(path, _open_raster(path), blank=blank, blank_below=blank_below)
+
+
+def _open_raster(path: Path) -> Raster:
+    """Choose the reader of an image file by what the file is."""
+    if not path.is_file():
+        raise DataError(f"image {path} does not exist; fetch the cohort's files or correct the path on its card")
+    if path.suffix.lower() not in _PLAIN_SUFFIXES:
+        import openslide
+
+        if openslide.OpenSlide.detect_format(str(path)) is not None:
+            return OpenSlideRaster(path)
+        if _starts_as_tiff(path):
+            return _open_tiff(path)
+    return PillowRaster(path)
+
+
+def _starts_as_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _open_tiff(path: Path) -> Raster:
+    tiff = TiffRaster(path)
+    if len(tiff.sizes) == 1:
+        # Pillow decodes the compressions of plain TIFF without further codecs.
+        try:
+            plain = PillowRaster(path)
+        except DataError:
+            return tiff
+        plain.mpp = tiff.mpp
+        return plain
+    return tiff
 
 
 def _overlap(rectangle: tuple[int, ...], box: Box) -> Box | None:

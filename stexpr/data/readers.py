@@ -6,7 +6,6 @@ checks the result, so a further format is one function here and one line in `REA
 
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from jaxtyping import Float64
 
 from stexpr.data.cards import DataCard, SectionEntry
 from stexpr.data.images import SlideImage, open_image
+from stexpr.data.legacy_tables import on_lattice, read_counts, read_spots
+from stexpr.data.rasters import reason
 from stexpr.data.section import Section, check_mpp, check_section, spot_pitch_px
 from stexpr.errors import CardError, DataError, GeneError, ScaleError, nearest
 from stexpr.types import PROVENANCE, SPATIAL
@@ -26,8 +28,6 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Reader: TypeAlias = Callable[[SectionEntry, Path, DataCard], Section]
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{6,})(?:\.\d+)?(_PAR_Y)?")
-_BROKEN = (OSError, EOFError, ValueError, zlib.error, UnicodeDecodeError)
-_POSITIONS = ("x", "y", "pixel_x", "pixel_y")
 _OUT_OF_INT32 = 2.0**31
 
 
@@ -71,8 +71,8 @@ def read_legacy_st(entry: SectionEntry, folder: Path, card: DataCard) -> Section
     """
     if entry.spots is None:
         raise CardError(f"section {entry.section} of {card.name} needs `spots`, the table of spot positions")
-    barcodes, genes, values = _read_counts(folder / entry.counts)
-    table = _read_spots(folder / entry.spots)
+    barcodes, genes, counts = read_counts(folder / entry.counts)
+    table = read_spots(folder / entry.spots)
     keys = [f"{round(x)}x{round(y)}" for x, y in zip(table["x"], table["y"], strict=True)]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -94,8 +94,8 @@ def read_legacy_st(entry: SectionEntry, folder: Path, card: DataCard) -> Section
     rows = [place[barcodes[i]] for i in kept]
     centers = table[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64) * entry.pixel_scale
     # Positions found on the image scatter around the printed lattice, so the nearest spot is nearer than the pitch.
-    lattice = _on_lattice(table[["x", "y"]].to_numpy(dtype=np.float64), centers)
-    spots = _spots([barcodes[i] for i in kept], genes, sp.csr_matrix(values[kept]), centers[rows], folder, card)
+    lattice = on_lattice(table[["x", "y"]].to_numpy(dtype=np.float64), centers)
+    spots = _spots([barcodes[i] for i in kept], genes, counts[kept], centers[rows], folder, card)
     return _section(entry, folder, card, spots, left_out, lattice)
 
 
@@ -111,8 +111,8 @@ def read_h5ad_with_image(entry: SectionEntry, folder: Path, card: DataCard) -> S
     try:
         with _repeated_names_pass():
             file = anndata.read_h5ad(path)
-    except (*_BROKEN, KeyError, TypeError) as err:
-        raise DataError(f"{path} is not an AnnData file that can be read ({_reason(err)}); fetch or export it again") from err
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise DataError(f"{path} is not an AnnData file that can be read ({reason(err)}); fetch or export it again") from err
     counts = file.layers.get("counts", file.X)
     if counts is None:
         raise DataError(f'{path} has neither layers["counts"] nor X; store raw counts in one of them')
@@ -134,67 +134,13 @@ READERS: dict[str, Reader] = {"legacy_st": read_legacy_st, "h5ad": read_h5ad_wit
 """Formats by the name a card gives them."""
 
 
-def _read_counts(path: Path) -> tuple[list[str], list[str], Array]:
-    """Read a table of counts, spots x genes.
-
-    The header is read apart, because pandas would rename a gene that stands twice.
-    """
-    try:
-        header = pd.read_csv(path, sep="\t", header=None, nrows=1, dtype=str, keep_default_na=False)
-        table = pd.read_csv(path, sep="\t", header=None, skiprows=1, index_col=0, low_memory=False, dtype={0: str})
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty: it needs a header of genes and one row per spot") from None
-    except _BROKEN as err:
-        raise DataError(f"{path} is truncated or not a table ({_reason(err)}); fetch it again") from err
-    # R leaves the corner above the row names out, Python leaves it empty.
-    genes = [str(gene).strip('"') for gene in header.iloc[0]]
-    genes = genes[1:] if len(genes) == table.shape[1] + 1 else genes
-    if len(genes) != table.shape[1]:
-        raise DataError(f"{path} has {len(genes)} gene names but {table.shape[1]} columns of counts; fetch it again")
-    barcodes = [str(barcode) for barcode in table.index]
-    for column in (i for i, kind in enumerate(table.dtypes) if kind.kind not in "iu"):
-        values = pd.to_numeric(table.iloc[:, column], errors="coerce")
-        if values.isna().any():
-            row = int(np.argmax(values.isna()))
-            shown = table.iloc[:, column].astype(object).iloc[row]
-            raise DataError(
-                f"{path} has {shown!r} at spot {barcodes[row]}, gene {genes[column]}, where a count belongs "
-                "(nan: an empty cell); the file is truncated or damaged: fetch it again"
-            )
-    return barcodes, genes, table.to_numpy(dtype=np.float64)
-
-
-def _read_spots(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, sep="\t")
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty: it needs the columns {', '.join(_POSITIONS)} and a row per spot") from None
-    except _BROKEN as err:
-        raise DataError(f"{path} is truncated or not a table ({_reason(err)}); fetch it again") from err
-    if missing := [name for name in _POSITIONS if name not in table.columns]:
-        raise DataError(f"{path} has no column {missing[0]!r}; {nearest(missing[0], map(str, table.columns))}")
-    if "selected" not in table.columns:
-        table["selected"] = 1
-    for name in (*_POSITIONS, "selected"):
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
-        if not np.isfinite(values).all():
-            row = int(np.argmin(np.isfinite(values)))
-            raise DataError(f"{path}: {name} of row {row + 2} is {table[name].iloc[row]!r}, not a number; fetch the file again")
-        table[name] = values
-    return table
-
-
-def _on_lattice(positions: Array, centers: Array) -> Array:
-    """Move centers onto the lattice that their array coordinates span."""
-    if len(positions) < 3:
-        return centers
-    design = np.column_stack([positions, np.ones(len(positions))])
-    fitted: Array = design @ np.linalg.lstsq(design, centers, rcond=None)[0]
-    return fitted
-
-
 def _spots(
-    barcodes: Sequence[str], genes: Sequence[str], counts: sp.csr_matrix, centers: Array, folder: Path, card: DataCard
+    barcodes: Sequence[str],
+    genes: Sequence[str],
+    counts: sp.csr_matrix,
+    centers: Float64[Array, "S 2"],
+    folder: Path,
+    card: DataCard,
 ) -> Any:
     """Make the AnnData of a section; whole numbers become int32, anything else stays to be refused by the check."""
     import anndata
@@ -245,8 +191,8 @@ def _gene_names(genes: Sequence[str], folder: Path, card: DataCard) -> tuple[lis
 def _read_symbols(path: Path) -> dict[str, str]:
     try:
         table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except _BROKEN as err:
-        raise DataError(f"{path} is not a table ({_reason(err)}); it needs two columns: gene and symbol") from err
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path} is not a table ({reason(err)}); it needs two columns: gene and symbol") from err
     if table.shape[1] != 2:
         raise DataError(f"{path} has {table.shape[1]} columns, not two: the gene in the counts files and its symbol")
     pairs = {gene: symbol for gene, symbol in table.itertuples(index=False, name=None) if symbol}
@@ -258,7 +204,7 @@ def _read_symbols(path: Path) -> dict[str, str]:
 
 
 def _section(
-    entry: SectionEntry, folder: Path, card: DataCard, spots: Any, left_out: dict[str, int], lattice: Array
+    entry: SectionEntry, folder: Path, card: DataCard, spots: Any, left_out: dict[str, int], lattice: Float64[Array, "S 2"]
 ) -> Section:
     image = open_image(folder / entry.image, blank=entry.blank, blank_below=entry.blank_below)
     mpp, source = _pixel_size(entry, image, lattice, card)
@@ -276,7 +222,7 @@ def _section(
     )
 
 
-def _pixel_size(entry: SectionEntry, image: SlideImage, lattice: Array, card: DataCard) -> tuple[float, str]:
+def _pixel_size(entry: SectionEntry, image: SlideImage, lattice: Float64[Array, "S 2"], card: DataCard) -> tuple[float, str]:
     """Take the pixel size from the card, else from the image file, else from the spot pitch; never guess.
 
     Raises:
@@ -299,7 +245,3 @@ def _pixel_size(entry: SectionEntry, image: SlideImage, lattice: Array, card: Da
     source = f"spot pitch ({card.spot_pitch_um:g} um / {pitch_px:.4g} px)"
     check_mpp(mpp, f"section {entry.section}, {source}")
     return mpp, source
-
-
-def _reason(err: BaseException) -> str:
-    return " ".join(str(err).split()) or type(err).__name__

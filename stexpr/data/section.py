@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
+from jaxtyping import Float
 
 from stexpr.data.images import SlideImage
 from stexpr.data.rasters import MPP_RANGE
@@ -21,6 +22,7 @@ else:  # anndata takes two seconds to import, and cards and images do without it
     AnnData = Any
 
 AbsentGenes: TypeAlias = Literal["zero", "intersect", "refuse"]
+Array: TypeAlias = np.ndarray[Any, Any]
 GeneNamespace: TypeAlias = Literal["ensembl", "symbol", "other"]
 
 PITCH_TOLERANCE = 0.15
@@ -129,7 +131,7 @@ def check_mpp(mpp: float, where: str) -> None:
         )
 
 
-def spot_pitch_px(centers: np.ndarray[Any, Any]) -> float | None:
+def spot_pitch_px(centers: Float[Array, "S 2"]) -> float | None:
     """Measure the spot pitch: the median distance from a spot to the nearest other one.
 
     Returns:

@@ -196,7 +196,7 @@ def average_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         if metric in CORRELATIONS:
             values[constant] = 0.0
         averaged[metric] = values.mean(axis=0)
-    every = constant.all(axis=0)
+    every = np.asarray(constant.all(axis=0))
     averaged["predicted_constant"] = every
     undefined = every | first["measured_constant"].to_numpy(dtype=bool)
     for metric in CORRELATIONS:

@@ -1,5 +1,6 @@
 """Backbones: from an image to a vector of features, whatever timm calls the network."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float, UInt8
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -94,7 +96,7 @@ class Backbone(nn.Module):
         """
         if patches.shape[2:] != (self.window_px, self.window_px):
             raise ModelError(
-                f"backbone {self.name} was built for patches of {self.window_px} px, got {patches.shape[3]} x {patches.shape[2]}"
+                f"backbone {self.name} was built for patches of {self.window_px} px, got {tuple(patches.shape[2:])}"
             )
         images = patches.float().contiguous(memory_format=torch.channels_last) / 255
         if self.input_px != self.window_px:
@@ -144,16 +146,13 @@ def create_backbone(name: str, *, window_px: int, pretrained: bool = False, seed
 def _from_timm(name: str, window_px: int, pretrained: bool) -> Backbone:
     spec = BACKBONES.get(name)
     timm_name = spec.timm_name if spec else name
-    settings = _timm_settings(name, timm_name)
-    sized = bool(settings.fixed_input_size)
-    if spec:
-        sizes = [_round_up(max(window_px, spec.min_px), spec.multiple_px)]
-    else:
-        sizes = _sizes_to_try(window_px, settings.input_size[-1], sized)
-    network, input_px, n_features = _first_that_works(timm_name, sizes, sized, settings.input_size[-1])
+    native_px, sized = _timm_settings(name, timm_name)
+    known = [_round_up(max(window_px, spec.min_px), spec.multiple_px)] if spec else None
+    sizes = known or _sizes_to_try(window_px, native_px, sized)
+    network, input_px, n_features = _first_that_works(timm_name, sizes, sized, native_px)
     if pretrained:
         network = _load_pretrained(timm_name, {"img_size": input_px} if sized else {})
-    colors: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    colors = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network,
         name=name,
@@ -165,32 +164,23 @@ def _from_timm(name: str, window_px: int, pretrained: bool) -> Backbone:
     )
 
 
-def _timm_settings(name: str, timm_name: str) -> Any:
-    """Return timm's default settings of a network, after checking that it knows it."""
-    source, _, location = timm_name.rpartition(":")
-    if source:
+def _timm_settings(name: str, timm_name: str) -> tuple[int, bool]:
+    """Return a network's native input size and whether it is built for one size, after checking that timm knows it."""
+    if ":" in timm_name:  # a folder or repository in timm's own format: local-dir:PATH, hf-hub:OWNER/NAME
         try:
-            return timm.models.PretrainedCfg(**_external_settings(source, location))
+            values: Any = timm.create_model(timm_name, num_classes=0).pretrained_cfg
         except Exception as err:  # a missing file, a lost connection, another library's config.json
             raise ModelError(f"backbone {name!r} cannot be read: {_one_line(err)}") from err
+        return int(values["input_size"][-1]), bool(values.get("fixed_input_size"))
     if not timm.is_model(timm_name.split(".")[0]):
-        known = [*BACKBONES, *timm.list_models()]
-        hint = nearest(name, known)
-        hint = hint if hint.startswith("did") else f"{nearest('', BACKBONES)}, or any name of timm.list_models()"
+        hint = nearest(name, [*BACKBONES, *timm.list_models()])
+        if not hint.startswith("did"):  # a thousand names are no help
+            hint = f"known: {', '.join(sorted(BACKBONES))} and every name of timm.list_models()"
         raise ModelError(f"no backbone {name!r}; {hint}")
     settings = timm.get_pretrained_cfg(timm_name)
     if settings is None:
         raise ModelError(f"timm knows {timm_name.split('.')[0]!r}, but not its weights {timm_name.split('.', 1)[-1]!r}")
-    return settings
-
-
-def _external_settings(source: str, location: str) -> dict[str, Any]:
-    """Read the settings in a folder or repository in timm's own format (`local-dir:PATH`, `hf-hub:OWNER/NAME`)."""
-    from timm.models import _hub
-
-    load = _hub.load_model_config_from_path if source == "local-dir" else _hub.load_model_config_from_hf
-    values: dict[str, Any] = load(location)[0]
-    return values
+    return int(settings.input_size[-1]), bool(settings.fixed_input_size)
 
 
 def _sizes_to_try(window_px: int, native_px: int, sized: bool) -> list[int]:
@@ -201,7 +191,7 @@ def _sizes_to_try(window_px: int, native_px: int, sized: bool) -> list[int]:
 
 def _first_that_works(timm_name: str, sizes: list[int], sized: bool, native_px: int) -> tuple[nn.Module, int, int]:
     """Return the untrained network at the first size it takes, that size and its feature width."""
-    attempts: list[tuple[int, dict[str, int]]] = [(px, {"img_size": px} if sized else {}) for px in sizes]
+    attempts: list[tuple[int, dict[str, Any]]] = [(px, {"img_size": px} if sized else {}) for px in sizes]
     if sized:  # some networks have one size, and no argument for it
         attempts.append((native_px, {}))
     reason = ""
@@ -229,7 +219,7 @@ def _feature_width(network: nn.Module, px: int) -> int:
     return int(features.shape[1])
 
 
-def _load_pretrained(timm_name: str, arguments: dict[str, int]) -> nn.Module:
+def _load_pretrained(timm_name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(timm_name, num_classes=0, pretrained=True, **arguments)
     except Exception as err:  # timm, huggingface_hub and the network each raise their own
@@ -268,11 +258,11 @@ class TinyNetwork(nn.Module):
         super().__init__()
         channels = (3, *self.WIDTHS)
         self.stages = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
-            for before, after in zip(channels[:-1], channels[1:], strict=True)
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in itertools.pairwise(channels)
         )
         for stage in self.stages:
-            assert isinstance(stage, nn.Conv2d) and stage.bias is not None
+            assert isinstance(stage, nn.Conv2d)
+            assert stage.bias is not None
             nn.init.kaiming_normal_(stage.weight, nonlinearity="relu")
             nn.init.zeros_(stage.bias)
 

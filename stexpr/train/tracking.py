@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
 from stexpr.config import StudyConfig
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Receives what a run measures."""
 

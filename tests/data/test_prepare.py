@@ -390,6 +390,15 @@ def test_wrong_requests_are_refused_before_any_work(card, source, target):
     assert not target.exists()
 
 
+def test_a_section_that_cannot_be_read_is_named(card, source, target):
+    file = anndata.read_h5ad(source / "A2.h5ad")
+    file.X.data[0] = -1
+    file.write_h5ad(source / "A2.h5ad")
+    with pytest.raises(DataError, match=r"not counts, such as -1 .*while reading section A2 of patient al") as caught:
+        run(card, source, target)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_full_disk_names_the_folder(card, source, target, monkeypatch):
     run(card, source, target)
     before = snapshot(target)

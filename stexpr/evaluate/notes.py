@@ -1,0 +1,67 @@
+"""The sentences below a leaderboard: what beat what, what was left out, what is undefined, what is missing."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from stexpr.evaluate.intervals import Interval
+
+__all__ = ["board_notes"]
+
+
+def board_notes(
+    networks: Sequence[tuple[str, float, Interval]],
+    ridge: str,
+    left_out: pd.DataFrame,
+    constant: Mapping[str, tuple[int, int]],
+    incomplete: Sequence[str],
+    unfinished: Sequence[str],
+) -> list[str]:
+    """Write the notes of a board.
+
+    Args:
+        networks: Label of each network, best first, the difference of its mean r to the color ridge and its interval.
+        ridge: Label of the color ridge.
+        left_out: (patient, section, gene) whose measured values are constant.
+        constant: By model: how many gene x section it predicts constant, and 1 where its mean r is undefined for it.
+        incomplete: Models or seeds set aside, in words.
+        unfinished: Runs without a record, in words.
+
+    Returns:
+        One sentence or a few per note, the most important first.
+    """
+    notes = [_against_ridge(networks, ridge)] if networks else []
+    if len(left_out):
+        names = [f"{gene} ({section})" for gene, section in zip(left_out["gene"], left_out["section"], strict=True)]
+        notes.append(
+            "Left out for every model alike, because the measured values are constant in the section: "
+            f"{', '.join(sorted(names))}."
+        )
+    for label, (count, undefined) in constant.items():
+        if undefined:
+            notes.append(
+                f"{label} predicts one value for all spots of every gene: its r is undefined (–), and it is ranked by R²."
+            )
+        elif count:
+            notes.append(f"{label} predicts a constant for {count} gene × section, which enter its mean r as 0.")
+    notes += incomplete
+    if unfinished:
+        notes.append(f"{len(unfinished)} runs without a record were not read: {'; '.join(unfinished)}.")
+    return notes
+
+
+def _against_ridge(networks: Sequence[tuple[str, float, Interval]], ridge: str) -> str:
+    verdicts = [(label, point, interval) for label, point, interval in networks if not np.isnan(point)]
+    if not verdicts:
+        return f"No network has a defined r, so none beats the {ridge}."
+    better = [label for label, point, interval in verdicts if point > 0 and interval.low > 0]
+    label, point, interval = verdicts[0]
+    bounds = "" if np.isnan(interval.low) else f", {interval.low:+.3f} to {interval.high:+.3f} ({interval.kind})"
+    difference = f"mean r {point:+.3f} against it{bounds}"
+    if better:
+        others = f"{len(better)} of {len(networks)} networks beat the {ridge} by more than the interval of the difference"
+        return f"{others}: {', '.join(better)}. The best network, {label}: {difference}."
+    if point > 0:
+        return f"No network beats the {ridge} by more than the interval of the difference. The best, {label}: {difference}."
+    return f"No network beats the {ridge}. The best, {label}: {difference}."

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stexpr.config import StudyConfig
+from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
+
+PER_GENE = pd.DataFrame({"gene": ["A", "B"], "pearson": [0.5, None]})
+
+
+def test_lines_past_the_checkpoint_are_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, keep_lines=0)
+    for epoch in range(3):
+        metrics.log({"epoch": epoch})
+    with path.open("a") as file:
+        file.write('{"epoch": 3, "tor')  # a kill in the middle of a line
+    resumed = MetricsFile(path, keep_lines=2)
+    resumed.log({"epoch": 2, "again": 1})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2, "again": 1}]
+    assert resumed.lines == 3
+    assert isinstance(resumed, Tracker)
+
+
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None = None) -> WandbMirror:
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # no account
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    return WandbMirror(
+        StudyConfig(cohort=Path("c")), tmp_path, run_id="abc", name="tiny-f0-s0", fold=0, cohort_hash="h"
+    )
+
+
+def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tracker = mirror(tmp_path, monkeypatch)
+    tracker.log({"epoch": 1, "val/pearson": 0.1})
+    image = tmp_path / "map.png"
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(image)
+    tracker.finish({"pearson": 0.5}, PER_GENE, [image], None)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (log,) = run.glob("run-abc.wandb")
+    content = log.read_bytes()
+    for expected in (b"val/pearson", b"tiny-f0-s0", b"per_gene", b"cohort_hash"):
+        assert expected in content
+    assert list(run.glob("files/media/table/per_gene*")) and list(run.glob("files/media/images/maps/map*"))
+
+
+def test_training_outlives_its_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.warns(UserWarning, match="left this run"):
+        tracker = mirror(tmp_path, monkeypatch, mode="no-such-mode")
+    tracker.log({"epoch": 1})
+    tracker.finish({}, PER_GENE, [], None)
