@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +20,7 @@ from stexpr.errors import DataError
 __all__ = ["ArrayImage", "SlideImage", "open_image"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Number: TypeAlias = float | int
 
 _PLAIN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _WHITE = (255, 255, 255)
@@ -56,7 +57,7 @@ class SlideImage:
         """What reads the file: `openslide`, `tifffile` or `pillow`."""
         return self._raster.backend
 
-    def read(self, x: float, y: float, side: float, size: int) -> UInt8[np.ndarray, "H W 3"]:
+    def read(self, x: Number, y: Number, side: Number, size: int) -> UInt8[np.ndarray, "H W 3"]:
         """Read a square.
 
         Reduction is anti-aliased. A square on whole pixels asked for at its own size comes back bit for bit. What lies
@@ -86,13 +87,13 @@ class SlideImage:
         """Let go of pixels and file; a later read opens it again."""
         self._raster.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "SlideImage":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _resampled(self, area: tuple[float, float, float, float], size: tuple[int, int]) -> UInt8[Array, "H W 3"]:
+    def _resampled(self, area: tuple[Number, Number, Number, Number], size: tuple[int, int]) -> UInt8[Array, "H W 3"]:
         """Cut an area out of the fitting level, average it in blocks if it shrinks a lot, then filter to the size."""
         step = min((area[2] - area[0]) / size[0], (area[3] - area[1]) / size[1])
         level = max((i for i, down in enumerate(self._downsamples) if down <= max(1.0, step) * 1.001), default=0)
@@ -204,10 +205,12 @@ def _open_raster(path: Path) -> Raster:
     if path.suffix.lower() not in _PLAIN_SUFFIXES:
         import openslide
 
-        if openslide.OpenSlide.detect_format(str(path)) is not None:
+        vendor = openslide.OpenSlide.detect_format(str(path))
+        # openslide takes any tiled TIFF, but sees neither the levels of an OME-TIFF nor its scale.
+        if vendor not in (None, "generic-tiff"):
             return OpenSlideRaster(path)
-        if _starts_as_tiff(path):
-            return _open_tiff(path)
+        if vendor or _starts_as_tiff(path):
+            return _open_tiff(path, tiled=vendor is not None)
     return PillowRaster(path)
 
 
@@ -216,17 +219,14 @@ def _starts_as_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _open_tiff(path: Path) -> Raster:
+def _open_tiff(path: Path, tiled: bool) -> Raster:
     tiff = TiffRaster(path)
-    if len(tiff.sizes) == 1:
-        # Pillow decodes the compressions of plain TIFF without further codecs.
-        try:
-            plain = PillowRaster(path)
-        except DataError:
-            return tiff
-        plain.mpp = tiff.mpp
-        return plain
-    return tiff
+    if len(tiff.sizes) > 1:
+        return tiff
+    # Without levels in the OME manner, the others know more: openslide levels of other manners, Pillow more compressions.
+    other = OpenSlideRaster(path) if tiled else PillowRaster(path)
+    other.mpp = tiff.mpp
+    return other
 
 
 def _overlap(rectangle: tuple[int, ...], box: Box) -> Box | None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -28,6 +28,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decomp
 _LIMITS = threading.RLock()
 
 
+@runtime_checkable
 class Raster(Protocol):
     """Pixels of one image at one or more levels, the finest first."""
 

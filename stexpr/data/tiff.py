@@ -42,6 +42,7 @@ class TiffRaster:
             if level not in self._decoded:
                 self._decoded[level] = as_rgb(Image.fromarray(page.asarray()), self.path)
         except (*BROKEN, ImportError, RuntimeError) as err:
+            self.close()
             raise DataError(
                 f"image {self.path} cannot be decoded ({reason(err)}); fetch it again, or install imagecodecs"
             ) from err

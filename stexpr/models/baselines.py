@@ -1,157 +1,135 @@
-"""Baselines a network has to beat: the training mean, and ridge regression on colors."""
+"""The color ridge: what mean color and its spread alone say about expression.
+
+A network that does not beat it has learned nothing about morphology.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from stexpr.errors import ModelError
 
 Array: TypeAlias = np.ndarray[Any, Any]
+CHUNK = 32
+"""Patches converted to float at a time."""
 
-N_BLOCKS = 5
-SPOTS_AT_A_TIME = 16  # 256-px patches as float64 then fill 25 MB
 
-
-def color_features(patches: UInt8[Array, "S H W 3"], radii: Sequence[int]) -> Float[Array, "S D"]:
-    """Describe each patch by the mean and SD of its colors in discs around the center.
-
-    A pixel belongs to a disc when its center is at most the radius away from the center of the patch. The sums are of
-    integers below 2^53, so they are exact and do not depend on the number of threads.
-
-    Args:
-        patches: RGB patches.
-        radii: Radii of the discs in pixels; a disc that does not fit the patch is left out.
-
-    Returns:
-        For each radius used, in the order given: mean of red, green, blue, then their SDs, in 0 to 255.
+def fitting_radii(radii_px: Sequence[int], window_px: int) -> tuple[int, ...]:
+    """Return the radii whose disc fits the window.
 
     Raises:
-        ModelError: No disc fits.
-
-    Example:
-        >>> color_features(np.full((1, 8, 8, 3), 200, np.uint8), [2, 4, 8]).tolist()  # 8 does not fit
-        [[200.0, 200.0, 200.0, 0.0, 0.0, 0.0, 200.0, 200.0, 200.0, 0.0, 0.0, 0.0]]
+        ModelError: None fits.
     """
-    side = min(patches.shape[1:3])
-    used = [radius for radius in radii if 2 * radius <= side]
-    if not used:
-        raise ModelError(f"no disc of radius {', '.join(map(str, radii))} px fits a patch of {side} px; lower model.radii_px")
-    rows, columns = (_reach(length, max(used)) for length in patches.shape[1:3])
-    discs = np.stack([_disc(*patches.shape[1:3], radius)[rows, columns].ravel() for radius in used])
-    indicator, n_pixels = discs.astype(np.float64), discs.sum(axis=1)[:, None]
-    features = np.empty((len(patches), 6 * len(used)))
-    for start in range(0, len(patches), SPOTS_AT_A_TIME):
-        part = patches[start : start + SPOTS_AT_A_TIME, rows, columns]
-        values = part.reshape(len(part), -1, 3).astype(np.float64)
-        mean = indicator @ values / n_pixels  # (spots, radii, 3)
-        values *= values
-        variance = np.maximum(indicator @ values / n_pixels - mean**2, 0)
-        features[start : start + len(part)] = np.concatenate([mean, np.sqrt(variance)], axis=2).reshape(len(part), -1)
-    return features
+    fitting = tuple(sorted(radius for radius in radii_px if 2 * radius <= window_px))
+    if not fitting:
+        raise ModelError(f"no disc of radius {', '.join(map(str, radii_px))} px fits a window of {window_px} px")
+    return fitting
 
 
-def _reach(side: int, radius: int) -> slice:
-    """Return the pixels along one axis that a centered disc can touch."""
-    margin = max(0, side // 2 - radius)
-    return slice(margin, side - margin)
+def disc_masks(radii_px: Sequence[int], window_px: int) -> Bool[Array, "K p"]:
+    """Return for each radius which pixels of a window lie in the disc about its center."""
+    offsets = np.arange(window_px) - (window_px - 1) / 2
+    distance = np.hypot(offsets[:, None], offsets[None, :]).ravel()
+    return np.stack([distance <= radius for radius in radii_px])
 
 
-def _disc(height: int, width: int, radius: int) -> Bool[Array, "H W"]:
-    y = np.arange(height)[:, None] - (height - 1) / 2
-    x = np.arange(width) - (width - 1) / 2
-    return np.asarray(x**2 + y**2 <= radius**2)
+def color_features(patches: UInt8[Array, "S H W 3"], radii_px: Sequence[int]) -> Float32[Array, "S D"]:
+    """Measure the mean and the standard deviation of red, green and blue in discs about each patch's center.
 
+    Args:
+        patches: Square patches.
+        radii_px: Radii of the discs, each at most half the window.
 
-class TrainingMean:
-    """Predicts the training spots' mean expression for every spot."""
+    Returns:
+        For each radius three means, then three standard deviations, in [0, 255].
 
-    def fit(self, expression: Float[Array, "S G"]) -> "TrainingMean":
-        """Take the mean of the training spots."""
-        self.mean = expression.mean(axis=0, dtype=np.float64)
-        return self
-
-    def predict(self, n_spots: int) -> Float[Array, "S G"]:
-        """Return the mean for each of `n_spots` spots."""
-        return np.tile(self.mean, (n_spots, 1))
+    Raises:
+        ModelError: A disc does not fit the window.
+    """
+    n, side = patches.shape[:2]
+    if len(fitting_radii(radii_px, side)) != len(radii_px):
+        raise ModelError(f"discs of radius {max(radii_px)} px do not fit patches of {side} px")
+    masks = disc_masks(radii_px, side)
+    inside = masks.any(axis=0)
+    weights = (masks[:, inside] / masks.sum(axis=1, keepdims=True)).astype(np.float32)  # (K, p)
+    features = np.empty((n, len(radii_px), 6), dtype=np.float32)
+    for start in range(0, n, CHUNK):
+        chunk = patches[start : start + CHUNK].reshape(-1, side * side, 3)[:, inside]
+        pixels = np.ascontiguousarray(chunk.transpose(1, 0, 2)).reshape(len(weights.T), -1).astype(np.float32)
+        mean = (weights @ pixels).reshape(len(weights), -1, 3)
+        square = (weights @ np.square(pixels)).reshape(len(weights), -1, 3)
+        spread = np.sqrt(np.maximum(square - np.square(mean), 0))
+        features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2).transpose(1, 0, 2)
+    return features.reshape(n, -1)
 
 
 class ColorRidge:
-    """Ridge regression on standardized features, its strength chosen inside the training spots.
+    """Ridge regression on standardized features, its penalty chosen on training spots by leaving groups out.
 
-    One alpha serves all genes. It is the one with the highest correlation on held-out training spots: per gene, over the
-    spots of a held-out group, then averaged over genes and groups, as on a leaderboard. Groups are held out one after
-    the other; a single group is cut into five blocks of consecutive spots.
+    One penalty serves all genes: the one with the least squared error on left-out groups, each gene weighted by its
+    variance. With a single group, contiguous runs of its spots take the place of groups.
 
     Attributes:
-        alpha: The strength chosen.
-        scores: Held-out mean r of each strength; NaN if no gene varies in any held-out group.
+        alpha: The penalty chosen, after `fit`.
     """
 
-    def __init__(self, alphas: Sequence[float] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)) -> None:
-        if not alphas or min(alphas) <= 0:
-            raise ModelError(f"the strengths of a ridge must be above 0, got model.alphas = {list(alphas)}")
-        self.alphas = tuple(sorted(alphas))
+    N_RUNS = 5
 
-    def fit(self, features: Float[Array, "S D"], expression: Float[Array, "S G"], groups: Shaped[Array, "S"]) -> "ColorRidge":
-        """Choose alpha, then fit all training spots with it.
+    def __init__(self, alphas: Sequence[float]) -> None:
+        self.alphas = tuple(alphas)
+        self.alpha = float("nan")
+        self._model: Any = None
+
+    def fit(
+        self, features: Float32[Array, "S D"], expression: Float[Array, "S G"], groups: Sequence[str] | Array
+    ) -> "ColorRidge":
+        """Choose the penalty and fit on all spots given, training spots only.
 
         Args:
-            features: As `color_features` gives them.
-            expression: Of the training spots.
-            groups: Patient (or section) of each spot.
+            features: Color features.
+            expression: What to predict.
+            groups: Patient or section of each spot.
 
         Raises:
-            ModelError: Fewer than two spots, or values that are not finite.
+            ModelError: Fewer than two spots.
         """
-        if len(features) < 2 or not (np.isfinite(features).all() and np.isfinite(expression).all()):
-            raise ModelError(f"the color ridge needs at least 2 training spots and finite values, got {len(features)} spots")
-        rows = []
-        for held_out in _held_out(groups):
-            predicted = (
-                _fit(features[~held_out], expression[~held_out], alpha).predict(features[held_out]) for alpha in self.alphas
-            )
-            rows.append([_mean_pearson(values, expression[held_out]) for values in predicted])
-        table = np.array(rows)
-        defined = np.isfinite(table).all(axis=1)
-        scores = table[defined].mean(axis=0) if defined.any() else np.full(len(self.alphas), np.nan)
-        self.scores = dict(zip(self.alphas, scores.tolist(), strict=True))
-        # of equal scores the strongest wins, and without any score the strongest as well
-        best = len(scores) - 1 - int(np.argmax(np.nan_to_num(scores[::-1])))
-        self.alpha = self.alphas[best]
-        self._model = _fit(features, expression, self.alpha)
+        if len(features) < 2:
+            raise ModelError(f"ridge regression needs at least two training spots, not {len(features)}")
+        scale = np.maximum(expression.std(axis=0), 1e-6)
+        errors = np.zeros(len(self.alphas))
+        for held_out in self._held_out(np.asarray(groups)):
+            for i, alpha in enumerate(self.alphas):
+                model = _ridge(alpha).fit(features[~held_out], expression[~held_out])
+                errors[i] += np.square((model.predict(features[held_out]) - expression[held_out]) / scale).sum()
+        self.alpha = self.alphas[int(errors.argmin())]
+        self._model = _ridge(self.alpha).fit(features, expression)
         return self
 
-    def predict(self, features: Float[Array, "S D"]) -> Float[Array, "S G"]:
-        """Return the expression of spots."""
-        predicted: Array = self._model.predict(features)
+    def predict(self, features: Float32[Array, "S D"]) -> Float32[Array, "S G"]:
+        """Predict expression.
+
+        Raises:
+            ModelError: It was not fitted.
+        """
+        if self._model is None:
+            raise ModelError("the color ridge has to be fitted before it predicts")
+        predicted = np.asarray(self._model.predict(features), dtype=np.float32)
         return predicted.reshape(len(features), -1)
 
+    def _held_out(self, groups: Array) -> Iterator[Bool[Array, "S"]]:
+        names = list(dict.fromkeys(groups.tolist()))
+        if len(names) > 1:
+            yield from (groups == name for name in names)
+            return
+        for run in np.array_split(np.arange(len(groups)), min(self.N_RUNS, len(groups))):
+            yield np.isin(np.arange(len(groups)), run)
 
-def _fit(features: Array, expression: Array, alpha: float) -> Any:
+
+def _ridge(alpha: float) -> Any:
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # svd: colors at neighboring radii are nearly collinear, which the other solvers warn of
-    return make_pipeline(StandardScaler(), Ridge(alpha=alpha, solver="svd")).fit(features, expression)
-
-
-def _held_out(groups: Shaped[Array, "S"]) -> Iterator[Bool[Array, "S"]]:
-    names = np.unique(groups)
-    if len(names) > 1:
-        yield from (groups == name for name in names)
-        return
-    block: Int[Array, "S"] = np.arange(len(groups)) * min(N_BLOCKS, len(groups)) // len(groups)
-    yield from (block == index for index in np.unique(block))
-
-
-def _mean_pearson(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) -> float:
-    x, y = predicted - predicted.mean(axis=0), measured - measured.mean(axis=0)
-    varies = np.ptp(measured, axis=0) > 0
-    if not varies.any():
-        return float("nan")
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    r = np.divide((x * y).sum(axis=0), scale, out=np.zeros(len(scale)), where=scale > 0)
-    return float(r[varies].mean())
+    return make_pipeline(StandardScaler(), Ridge(alpha=alpha))

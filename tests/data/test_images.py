@@ -43,7 +43,7 @@ def test_reduction_agrees_with_pillows_exact_filter(x, y, side, size):
 def test_reduction_has_no_aliases():
     stripes = np.zeros((400, 400, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    patch = ArrayImage(stripes).read(3, 3, 390, 64)
+    patch = ArrayImage(stripes).read(3, 3, 390, 64)[1:-1, 1:-1]
     assert np.abs(patch.astype(int) - 127).max() <= 3  # nearest-neighbor sampling would give 0 or 255
 
 
@@ -230,10 +230,19 @@ def test_slides_are_read_by_openslide(shared_data):
         assert (image.read(2200, 2900, 200, 200)[100:] == 255).all()
         image.close()
         np.testing.assert_array_equal(image.read(500, 700, 200, 200), expected)
-    boxes = open_image(shared_data / "wsi" / "openslide_boxes.tiff")
-    assert (boxes.backend, boxes.mpp) == ("openslide", None)  # 72 dots per inch is no scale
-    assert boxes.read(0, 0, 240, 60).shape == (60, 60, 3)
-    boxes.close()
+
+
+@pytest.mark.real
+def test_a_tiled_pyramid_without_maker_is_read_by_tifffile_as_openslide_would(shared_data):
+    import openslide
+
+    path = shared_data / "wsi" / "openslide_boxes.tiff"
+    with open_image(path) as image, openslide.OpenSlide(str(path)) as slide:
+        assert (image.backend, image.mpp) == ("tifffile", None)  # 72 dots per inch is no scale
+        for level, down in enumerate((1, 2, 4)):
+            expected = np.asarray(slide.read_region((40, 80), level, (40, 40)))[..., :3].astype(int)
+            difference = image.read(40, 80, 40 * down, 40).astype(int) - expected
+            assert np.abs(difference).mean() < 1  # JPEG decoders differ in the last digit
 
 
 @pytest.mark.real
@@ -250,7 +259,7 @@ def test_the_background_of_a1_is_white_and_its_tissue_untouched(shared_data):
     raw = np.asarray(Image.open(path).convert("RGB"))
     with open_image(path, blank=[(1500, 0, 2000, 536)], blank_below=0) as image:
         assert isinstance(image, SlideImage)
-        read = np.pad(image.read(0, 0, 2000, 2000), ((0, 0), (0, 0), (0, 0)))
+        read = image.read(0, 0, 2000, 2000)
     assert (read[:536, 1500:] == 255).all()
     assert not (read.max(axis=2) == 0).any()
     changed = (read != raw[:2000]).any(axis=2) & (raw[:2000].max(axis=2) > 0)

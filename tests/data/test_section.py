@@ -89,9 +89,7 @@ def test_joining_genes_that_differ():
     sections = [gene_set("S1", "cab"), gene_set("S2", "bcd")]
     assert join_genes(sections, "zero") == (["c", "a", "b", "d"], {})
     assert join_genes(sections, "intersect") == (["c", "b"], {"missing in some section": 2})
-    with pytest.raises(
-        GeneError, match=r"2 of 4 genes are missing in some section, such as a, d \(a in section S2\).*absent_genes"
-    ):
+    with pytest.raises(GeneError, match=r"2 of 4 genes .*such as a, d \(a in section S2\).*absent_genes"):
         join_genes(sections, "refuse")
 
 
