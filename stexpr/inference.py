@@ -13,7 +13,7 @@ from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.types import MEASURED, PROVENANCE, SPATIAL
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def pick_device(name: str) -> torch.device:

@@ -19,7 +19,7 @@ from stexpr.errors import ConfigError, GeneError, nearest
 PanelRule: TypeAlias = Literal["top_mean", "highly_variable", "list"]
 PanelScope: TypeAlias = Literal["training", "cohort"]
 ExpressionKind: TypeAlias = Literal["library_log1p", "log1p", "stnet"]
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stexpr.data.stain import StainProfile, StainTransform, fit_stain, stain_tra
 from stexpr.data.tissue import TissueMask, find_tissue
 from stexpr.types import SPATIAL
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _STAIN_PATCHES = 64
 _STAIN_PIXELS = 1_000_000

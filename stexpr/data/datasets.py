@@ -1,8 +1,10 @@
 """Spots of a prepared cohort as training batches."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,6 @@ from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
 from stexpr.panel import GenePanel
 from stexpr.types import SpotBatch
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class SpotDataset:
@@ -107,9 +107,8 @@ class SpotDataset:
         if self._patches is not None:
             yield from (self._patches[part] for part in parts)
             return
-        lengths = np.cumsum([0, *(len(reader) for reader in self._readers)])
         loader = DataLoader(
-            _PatchFiles(self._readers, lengths),
+            _PatchFiles(self._readers),
             batch_sampler=[part.tolist() for part in parts],
             num_workers=workers,
         )
@@ -125,13 +124,13 @@ def even_parts(rows: Int64[Tensor, "S"], batch_size: int) -> tuple[Tensor, ...]:
 
 
 class _PatchFiles(Dataset[Tensor]):
-    def __init__(self, readers: Sequence[Any], lengths: Array) -> None:
+    def __init__(self, readers: Sequence[Any]) -> None:
         self.readers = readers
-        self.lengths = lengths
+        self.starts = list(itertools.accumulate((len(reader) for reader in readers), initial=0))
 
     def __getitem__(self, row: int) -> Tensor:
-        part = int(np.searchsorted(self.lengths, row, side="right")) - 1
-        return torch.from_numpy(np.ascontiguousarray(self.readers[part][row - int(self.lengths[part])]))
+        part = bisect.bisect_right(self.starts, row) - 1
+        return torch.from_numpy(np.ascontiguousarray(self.readers[part][row - self.starts[part]]))
 
 
 def _dense(parts: Sequence[Any], n_genes: int) -> Float32[Tensor, "S G"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float64, UInt8
 from stexpr.data.manifest import write_whole
 from stexpr.types import SPATIAL
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def on_axis(counts: sp.csr_matrix, names: Iterable[str], genes: Iterable[str]) -> sp.csr_matrix:

@@ -19,7 +19,7 @@ from stexpr.errors import DataError
 
 __all__ = ["ArrayImage", "SlideImage", "open_image"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Number: TypeAlias = float | int
 
 _PLAIN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from stexpr.data.rasters import reason
 from stexpr.errors import DataError, nearest
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _POSITIONS = ("x", "y", "pixel_x", "pixel_y")
 _BROKEN = (OSError, EOFError, ValueError, zlib.error)
@@ -78,14 +78,17 @@ def read_spots(path: Path) -> pd.DataFrame:
     except _BROKEN as err:
         raise DataError(f"{path} is truncated or not a table ({reason(err)}); fetch it again") from err
     if missing := [name for name in _POSITIONS if name not in table.columns]:
-        raise DataError(f"{path} has no column {missing[0]!r}; {nearest(missing[0], map(str, table.columns))}")
+        others = [str(name) for name in table.columns if name not in _POSITIONS]
+        raise DataError(f"{path} has no column {missing[0]!r}; {nearest(missing[0], others)}")
     if "selected" not in table.columns:
         table["selected"] = 1
     for name in (*_POSITIONS, "selected"):
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values)))
-            raise DataError(f"{path}: {name} of row {row + 2} is {table[name].iloc[row]!r}, not a number; fetch the file again")
+            raise DataError(
+                f"{path}: {name} of row {row + 2} is {str(table[name].iloc[row])!r}, not a number; fetch the file again"
+            )
         table[name] = values
     return table
 

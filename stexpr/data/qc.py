@@ -12,7 +12,7 @@ from stexpr.data.tissue import TissueMask
 from stexpr.errors import DataError
 from stexpr.types import SPATIAL
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _PICTURE_PX = 1200
 _KEPT = (0, 120, 60)

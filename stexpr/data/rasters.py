@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from stexpr.errors import DataError
 
 Box: TypeAlias = tuple[int, int, int, int]
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 MAX_PIXELS = 4_000_000_000
 """Largest image decoded whole; one of this size takes 16 GB, and a larger one wants a pyramid."""

@@ -24,7 +24,7 @@ from stexpr.data.section import Section, check_mpp, check_section, spot_pitch_px
 from stexpr.errors import CardError, DataError, GeneError, ScaleError, nearest
 from stexpr.types import PROVENANCE, SPATIAL
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Reader: TypeAlias = Callable[[SectionEntry, Path, DataCard], Section]
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{6,})(?:\.\d+)?(_PAR_Y)?")

@@ -22,7 +22,7 @@ else:  # anndata takes two seconds to import, and cards and images do without it
     AnnData = Any
 
 AbsentGenes: TypeAlias = Literal["zero", "intersect", "refuse"]
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 GeneNamespace: TypeAlias = Literal["ensembl", "symbol", "other"]
 
 PITCH_TOLERANCE = 0.15

@@ -22,7 +22,7 @@ from stexpr.errors import ConfigError, DataError, LeakageError, nearest
 InnerRule: TypeAlias = Literal["patient", "section", "block", "epochs"]
 Selection: TypeAlias = dict[str, tuple[str, ...] | None]
 """Spots by section: the barcodes, or None for all spots of the section."""
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 
 from stexpr.errors import DataError
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 StainTransform: TypeAlias = Callable[[UInt8[Array, "H W 3"]], UInt8[Array, "H W 3"]]
 
 _LIGHT = 240.0

@@ -21,7 +21,7 @@ from stexpr.data.manifest import CohortManifest, PreparedSection, hash_file, rea
 from stexpr.errors import DataError, nearest
 from stexpr.types import SPATIAL, Progress, silent
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class PreparedCohort:

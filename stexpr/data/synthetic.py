@@ -12,30 +12,26 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import yaml
-from jaxtyping import Bool, Float
 from pydantic import Field
 
 from stexpr.config import PrepareConfig, Strict, Unit, validated
 from stexpr.data.cards import CardFile, DataCard, SectionEntry, load_card
 from stexpr.data.fetch import verify
 from stexpr.data.manifest import hash_file, writable, write_whole
+from stexpr.data.synthetic_genes import GenePrograms, draw_counts, plan_genes
 from stexpr.data.synthetic_image import Stain, draw
 from stexpr.data.synthetic_tissue import MORPHOLOGY, grow, measure_spots, spot_grid
-from stexpr.errors import CardError, ConfigError, DataError
+from stexpr.errors import CardError, DataError
 from stexpr.types import SPATIAL, Progress, silent
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 TRUTH = "truth.h5"
 RECIPE = 1
 """Raised when the same choices come to mean other files."""
 
-_PITCH_UM, _SPOT_UM, _MARGIN_UM = 100, 80, 120
-_TARGET_SUM = 1e4
-# What planted genes follow in the first place. Nuclear size is invisible to mean colors, so much of the signal is there.
-_SHARE = np.array([0.15, 0.15, 0.14, 0.08, 0.30, 0.08, 0.10])
-_CENTER = np.array([0.30, 0.35, 0.18, 0.16, 0.0, 0.19, 0.0])
-_SPREAD = np.array([0.37, 0.38, 0.30, 0.28, 0.75, 0.09, 0.80])
+_PITCH_UM, _MARGIN_UM = 100, 120
+_SPOT_UM = 80.0
 
 _PROSE = """
 # Synthetic cohort
@@ -102,23 +98,6 @@ class Truth:
         return tuple(gene for gene in self.genes if gene not in self.follows)
 
 
-@dataclass(frozen=True)
-class _Genes:
-    names: tuple[str, ...]
-    planted: Bool[Array, "G"]
-    log_mean: Float[Array, "G"]
-    loading: Float[Array, "G 7"]
-
-    def rates(self, morphology: Float[Array, "S 7"], shift: Float[Array, "G"]) -> Float[Array, "S G"]:
-        """Share each gene's expected counts; planted and null genes keep their totals, so null ones do not give way."""
-        log_rate = self.log_mean + shift + ((morphology - _CENTER) / _SPREAD) @ self.loading.T
-        rate = np.exp(log_rate)
-        total = np.exp(self.log_mean).sum()
-        for group in (self.planted, ~self.planted):
-            rate[:, group] *= np.exp(self.log_mean[group]).sum() / total / rate[:, group].sum(axis=1, keepdims=True)
-        return rate
-
-
 def write_synthetic(target: Path, *, progress: Progress = silent, **choices: Any) -> Path:
     """Write the raw files of a synthetic cohort and its data card, ready for `prepare`.
 
@@ -136,15 +115,18 @@ def write_synthetic(target: Path, *, progress: Progress = silent, **choices: Any
 
     Raises:
         ConfigError: A choice is unknown or refused.
-        DataError: The folder cannot be written, or holds files that are not of a synthetic cohort.
+        DataError: The folder cannot be written, or holds a card of this name that is not of a synthetic cohort.
     """
     config = validated(SyntheticConfig, choices, "synthetic cohort")
     assert isinstance(config, SyntheticConfig)
     card_path = target / f"{config.name}.md"
+    if card_path.exists() and not (target / TRUTH).exists():
+        raise DataError(f"{card_path} is not the card of a synthetic cohort: no {TRUTH} is beside it; give another folder")
     if _is_there(card_path, config):
         return card_path
-    card_path.unlink(missing_ok=True)  # until the new files are whole the folder holds no cohort
-    genes = _plan_genes(config)
+    with writable(target):
+        card_path.unlink(missing_ok=True)  # until the new files are whole the folder holds no cohort
+    genes = plan_genes(np.random.default_rng([config.seed, 0]), config.genes, config.null_fraction)
     names = [f"P{p + 1}S{s + 1}" for p in range(config.patients) for s in range(config.sections_per_patient)]
     tables: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
     for i, name in enumerate(progress(names, "drawing synthetic sections", len(names))):
@@ -193,28 +175,13 @@ def _is_there(card_path: Path, config: SyntheticConfig) -> bool:
     try:
         with h5py.File(card_path.parent / TRUTH) as file:
             same = file.attrs["recipe"] == _recipe(config)
-        return bool(same) and verify(load_card(card_path), card_path.parent).ok
+        return bool(same) and verify(load_card(card_path), card_path.parent).whole
     except (OSError, KeyError, CardError):
         return False
 
 
-def _plan_genes(config: SyntheticConfig) -> _Genes:
-    rng = np.random.default_rng([config.seed, 0])
-    n_null = round(config.genes * config.null_fraction)
-    planted = rng.permutation(config.genes) >= n_null
-    first = rng.choice(len(MORPHOLOGY), size=config.genes, p=_SHARE)
-    loading = rng.normal(0, 0.12, size=(config.genes, len(MORPHOLOGY)))
-    strength = rng.uniform(0.45, 0.85, size=config.genes) * rng.choice([-1.0, 1.0], size=config.genes)
-    loading[np.arange(config.genes), first] = strength
-    loading[~planted] = 0
-    digits = len(str(config.genes))
-    numbers = iter(range(1, config.genes + 1)), iter(range(1, config.genes + 1))
-    names = tuple(f"{'PLANT' if p else 'NULL'}{next(numbers[int(p)]):0{digits}d}" for p in planted)
-    return _Genes(names, planted, rng.normal(0, 0.8, size=config.genes), loading)
-
-
 def _write_section(
-    target: Path, name: str, place: tuple[int, int], genes: _Genes, config: SyntheticConfig
+    target: Path, name: str, place: tuple[int, int], genes: GenePrograms, config: SyntheticConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw one section and its counts; return the noise-free expression and the morphology of its spots."""
     from PIL import Image
@@ -231,14 +198,11 @@ def _write_section(
     morphology = measure_spots(tissue, centers, _SPOT_UM)
     rates = genes.rates(morphology, shift)
     library = config.counts_per_gene * config.genes * np.exp(rng.normal(0, config.library_log_sd, size=len(centers)))
-    expected = rates * library[:, None]
-    if config.dispersion:
-        expected = expected * rng.gamma(1 / config.dispersion, config.dispersion, size=expected.shape)
-    counts = rng.poisson(expected)
+    counts = draw_counts(rng, rates * library[:, None], config.dispersion)
     column, row = ((centers - _MARGIN_UM) / _PITCH_UM).astype(int).T
     barcodes = [f"{c}x{r}" for c, r in zip(column, row, strict=True)]
     write_whole(target / f"{name}.h5ad", lambda path: _write_counts(path, counts, barcodes, genes.names, centers))
-    expression = pd.DataFrame(np.log1p(rates * _TARGET_SUM).astype(np.float32), index=barcodes, columns=genes.names)
+    expression = pd.DataFrame(np.log1p(rates * 1e4).astype(np.float32), index=barcodes, columns=genes.names)
     return expression, pd.DataFrame(morphology, index=barcodes, columns=MORPHOLOGY)
 
 
@@ -256,15 +220,14 @@ def _write_counts(path: Path, counts: Array, barcodes: list[str], genes: tuple[s
 
 
 def _write_truth(
-    path: Path, genes: _Genes, tables: dict[str, tuple[pd.DataFrame, pd.DataFrame]], config: SyntheticConfig
+    path: Path, genes: GenePrograms, tables: dict[str, tuple[pd.DataFrame, pd.DataFrame]], config: SyntheticConfig
 ) -> None:
     import h5py
 
-    follows = [MORPHOLOGY[np.argmax(np.abs(row))] if p else "" for p, row in zip(genes.planted, genes.loading, strict=True)]
     with h5py.File(path, "w") as file:
         file.attrs["recipe"] = _recipe(config)
         file["genes"] = list(genes.names)
-        file["follows"] = follows
+        file["follows"] = genes.follows
         for name, (expression, morphology) in tables.items():
             group = file.create_group(f"sections/{name}", track_order=True)
             group["barcodes"] = list(expression.index)

@@ -10,7 +10,7 @@ from PIL import Image
 from stexpr.data.rasters import BROKEN, Box, as_rgb, cut, number, plausible_mpp, reason
 from stexpr.errors import DataError
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class TiffRaster:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from stexpr.data.images import SlideImage
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _MASK_UM_PX = 8.0
 _SMOOTH_UM = 16.0

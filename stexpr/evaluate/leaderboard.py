@@ -28,7 +28,7 @@ from stexpr.types import Progress, silent
 
 __all__ = ["Leaderboard", "build_leaderboard", "leaderboard"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
     lines = _lines(models, progress)
     lines.sort(key=_rank_key)
     table = pd.DataFrame([_row(rank, line) for rank, line in enumerate(lines, start=1)])
-    table["interval"] = table["interval"].replace("", None)
+    for column in ("genes_median_r_above_0", "genes_median_r_above_0.5", "parameters"):
+        table[column] = table[column].astype("Int64")
     patients = pd.DataFrame({line.label: line.scores.patients["pearson"] for line in lines}).T
     patients = patients[sorted(patients.columns)]
     patients.index.name = "model"
@@ -215,7 +216,7 @@ def _mean_replicates(seeds: Sequence[Sequence[Run]]) -> Float[Array, "N R"]:
 
 def _rank_key(line: Line) -> tuple[bool, float, float, str]:
     r, r2 = float(line.scores.values["pearson"]), float(line.scores.values["r2"])
-    return np.isnan(r), -np.nan_to_num(r), -np.nan_to_num(r2), line.label
+    return bool(np.isnan(r)), -float(np.nan_to_num(r)), -float(np.nan_to_num(r2)), line.label
 
 
 def _row(rank: int, line: Line) -> dict[str, Any]:
@@ -230,7 +231,7 @@ def _row(rank: int, line: Line) -> dict[str, Any]:
         "r": scores.values["pearson"],
         "r_low": interval.low,
         "r_high": interval.high,
-        "interval": interval.kind,
+        "interval": interval.kind or None,
         "n_seeds": len(seeds),
         "r_seed_sd": float(line.seed_r.std(ddof=1)) if len(seeds) > 1 else np.nan,
         **{metric: scores.values[metric] for metric in ("spearman", "rmse", "mae", "r2")},

@@ -22,7 +22,7 @@ __all__ = [
     "spearman_per_gene",
 ]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 NOISE_STEPS = 16
 """Values that differ by fewer floating-point steps than this count as equal: a network that collapsed to one value

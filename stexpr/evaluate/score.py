@@ -22,7 +22,7 @@ from stexpr.types import MEASURED
 
 __all__ = ["BOOTSTRAP_FILE", "PER_GENE_FILE", "Scores", "read_per_gene", "read_replicates", "score"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Pooling: TypeAlias = Literal["within_section", "pooled"]
 
 PER_GENE_FILE = "per_gene.parquet"

@@ -36,7 +36,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     **{f"efficientnet_b{i}": BackboneSpec(f"efficientnet_b{i}") for i in range(6)},
     "vit_b16": BackboneSpec("vit_base_patch16_224", multiple_px=16),
     "vit_b32": BackboneSpec("vit_base_patch32_224", min_px=32, multiple_px=32),
-    "densenet121": BackboneSpec("densenet121", min_px=32),
+    "densenet121": BackboneSpec("densenet121", min_px=29),
     "tiny": BackboneSpec(""),
 }
 """Short names: the ten of BrST-Net, ST-Net's DenseNet and a small one of our own. Any other name is looked up in timm."""
@@ -202,10 +202,18 @@ def _first_that_works(timm_name: str, sizes: list[int], sized: bool, native_px: 
                 # the same draws at every attempt, so the weights do not depend on how many failed
                 with torch.random.fork_rng(devices=[]):
                     network = timm.create_model(timm_name, num_classes=0, **arguments)
+            if px % _patch_px(network):
+                continue  # the network would run, and drop the rows and columns left over
             return network, px, _feature_width(network, px)
         except Exception as err:  # networks refuse a size with whatever their first failing line raises
             reason = _one_line(err)
     raise ModelError(f"backbone {timm_name!r} works at none of {', '.join(str(px) for px, _ in attempts)} px: {reason}")
+
+
+def _patch_px(network: nn.Module) -> int:
+    """Return the side of a vision transformer's own patches, 1 for other networks."""
+    size: Any = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    return int(size[0] if isinstance(size, tuple) else size)
 
 
 def _feature_width(network: nn.Module, px: int) -> int:

@@ -11,18 +11,18 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from stexpr.errors import ModelError
 
-Array: TypeAlias = np.ndarray[Any, Any]
-CHUNK = 32
-"""Patches converted to float at a time."""
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+CHUNK = 16
+"""Patches converted to float at a time; 25 MB at 256 px."""
 
 
 def fitting_radii(radii_px: Sequence[int], window_px: int) -> tuple[int, ...]:
-    """Return the radii whose disc fits the window.
+    """Return the radii whose disc fits the window and holds a pixel, in order.
 
     Raises:
         ModelError: None fits.
     """
-    fitting = tuple(sorted(radius for radius in radii_px if 2 * radius <= window_px))
+    fitting = tuple(sorted(radius for radius in radii_px if 1 <= radius <= window_px / 2))
     if not fitting:
         raise ModelError(f"no disc of radius {', '.join(map(str, radii_px))} px fits a window of {window_px} px")
     return fitting
@@ -53,15 +53,15 @@ def color_features(patches: UInt8[Array, "S H W 3"], radii_px: Sequence[int]) ->
         raise ModelError(f"discs of radius {max(radii_px)} px do not fit patches of {side} px")
     masks = disc_masks(radii_px, side)
     inside = masks.any(axis=0)
-    weights = (masks[:, inside] / masks.sum(axis=1, keepdims=True)).astype(np.float32)  # (K, p)
+    discs = masks[:, inside].astype(np.float64)
+    n_pixels = masks.sum(axis=1)[:, None]
     features = np.empty((n, len(radii_px), 6), dtype=np.float32)
     for start in range(0, n, CHUNK):
-        chunk = patches[start : start + CHUNK].reshape(-1, side * side, 3)[:, inside]
-        pixels = np.ascontiguousarray(chunk.transpose(1, 0, 2)).reshape(len(weights.T), -1).astype(np.float32)
-        mean = (weights @ pixels).reshape(len(weights), -1, 3)
-        square = (weights @ np.square(pixels)).reshape(len(weights), -1, 3)
-        spread = np.sqrt(np.maximum(square - np.square(mean), 0))
-        features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2).transpose(1, 0, 2)
+        # sums of integers below 2^53 are exact, whatever order and number of threads BLAS takes
+        pixels = patches[start : start + CHUNK].reshape(-1, side * side, 3)[:, inside].astype(np.float64)
+        mean = discs @ pixels / n_pixels
+        spread = np.sqrt(np.maximum(discs @ np.square(pixels) / n_pixels - np.square(mean), 0))
+        features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2)
     return features.reshape(n, -1)
 
 
@@ -71,13 +71,21 @@ class ColorRidge:
     One penalty serves all genes: the one with the least squared error on left-out groups, each gene weighted by its
     variance. With a single group, contiguous runs of its spots take the place of groups.
 
+    Args:
+        alphas: Penalties to choose from.
+
     Attributes:
         alpha: The penalty chosen, after `fit`.
+
+    Raises:
+        ModelError: There is no penalty, or one below 0.
     """
 
     N_RUNS = 5
 
     def __init__(self, alphas: Sequence[float]) -> None:
+        if not alphas or min(alphas) < 0:
+            raise ModelError(f"ridge regression needs penalties of at least 0 to choose from, not {list(alphas)}")
         self.alphas = tuple(alphas)
         self.alpha = float("nan")
         self._model: Any = None
@@ -98,13 +106,14 @@ class ColorRidge:
         if len(features) < 2:
             raise ModelError(f"ridge regression needs at least two training spots, not {len(features)}")
         scale = np.maximum(expression.std(axis=0), 1e-6)
+        wide = features.astype(np.float64)  # colors at neighboring radii are nearly collinear, too much so for float32
         errors = np.zeros(len(self.alphas))
         for held_out in self._held_out(np.asarray(groups)):
             for i, alpha in enumerate(self.alphas):
-                model = _ridge(alpha).fit(features[~held_out], expression[~held_out])
-                errors[i] += np.square((model.predict(features[held_out]) - expression[held_out]) / scale).sum()
+                model = _ridge(alpha).fit(wide[~held_out], expression[~held_out])
+                errors[i] += np.square((model.predict(wide[held_out]) - expression[held_out]) / scale).sum()
         self.alpha = self.alphas[int(errors.argmin())]
-        self._model = _ridge(self.alpha).fit(features, expression)
+        self._model = _ridge(self.alpha).fit(wide, expression)
         return self
 
     def predict(self, features: Float32[Array, "S D"]) -> Float32[Array, "S G"]:
@@ -115,7 +124,7 @@ class ColorRidge:
         """
         if self._model is None:
             raise ModelError("the color ridge has to be fitted before it predicts")
-        predicted = np.asarray(self._model.predict(features), dtype=np.float32)
+        predicted = np.asarray(self._model.predict(features.astype(np.float64)), dtype=np.float32)
         return predicted.reshape(len(features), -1)
 
     def _held_out(self, groups: Array) -> Iterator[Bool[Array, "S"]]:

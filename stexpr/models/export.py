@@ -1,6 +1,7 @@
 """A trained model as a folder: `config.json`, `model.safetensors`, `genes.csv` and a model card.
 
-Nothing in it is executed on loading: weights are safetensors, the rest is JSON and CSV, and checksums tie them together.
+Nothing in it is executed on loading, and no name in it is a path: weights are safetensors, the rest is checked JSON and
+CSV, and checksums tie them together.
 """
 
 import csv
@@ -11,23 +12,65 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
+import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from stexpr.errors import ModelError, StexprError
+from stexpr.config import Strict, validated
+from stexpr.errors import ConfigError, DataError, ModelError
 from stexpr.models.backbones import create_backbone
-from stexpr.models.objectives import Objective, empty_objective
+from stexpr.models.model_card import model_card
+from stexpr.models.objectives import LossKind, Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
-from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
+from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, Preprocessing
 
 FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 GENES = "genes.csv"
 CARD = "README.md"
+ROLES = ("main", "auxiliary")
+
+Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ObjectiveSettings(Strict):
+    """What a head was trained for."""
+
+    kind: LossKind
+    standardize: bool = True
+
+
+class PanelSettings(Strict):
+    """How the genes of `genes.csv` were chosen."""
+
+    rule: PanelRule
+    scope: PanelScope
+    min_detection: float
+    included: tuple[str, ...]
+
+
+class ModelConfigFile(Strict):
+    """`config.json`, as it must be.
+
+    Attributes:
+        backbone: A name without a path or address in it, so that loading a model never reaches for anything else.
+        sha256: Checksums of the other files.
+    """
+
+    format: Literal[1]
+    backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+    auxiliary_weight: float = Field(ge=0)
+    objectives: dict[Literal["main", "auxiliary"], ObjectiveSettings]
+    transform: ExpressionTransform
+    preprocessing: Preprocessing
+    panel: PanelSettings
+    provenance: dict[str, Any]
+    sha256: dict[str, Sha256]
 
 
 @dataclass(frozen=True)
@@ -58,7 +101,10 @@ def save_model(
     preprocessing: Preprocessing,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write a model; `config.json`, which the others hang on, comes last.
+    """Write a model.
+
+    Every file is written beside its place before any is moved there, `config.json` with the checksums of the others last:
+    a full disk leaves an earlier model whole, and a kill between two moves a folder that `load_model` refuses.
 
     Args:
         folder: Made if need be; files of an earlier model in it are replaced.
@@ -69,33 +115,32 @@ def save_model(
         provenance: What it was trained on, plain JSON values.
 
     Raises:
-        ModelError: The panel does not have the genes of the model.
+        ModelError: The panel does not have the genes of the model, or the folder holds another library's model.
+        DataError: The folder cannot be written.
     """
     objectives = {"main": model.main_objective, "auxiliary": model.auxiliary_objective}
-    if (len(panel.main), len(panel.auxiliary)) != tuple(o.n_outputs if o else 0 for o in objectives.values()):
-        raise ModelError(f"the panel has {len(panel.main)} + {len(panel.auxiliary)} genes, the model has others")
-    genes = {"main": panel.main, "auxiliary": panel.auxiliary}
-    rule = {key: value for key, value in panel.to_dict().items() if key not in (*genes, "detection")}
+    asked = (len(panel.main), len(panel.auxiliary))
+    own = tuple(objective.n_outputs if objective is not None else 0 for objective in objectives.values())
+    if asked != own:
+        raise ModelError(f"the panel has {asked[0]} main and {asked[1]} auxiliary genes, the model {own[0]} and {own[1]}")
+    backbone = model.backbone
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     contents = {WEIGHTS: save_tensors(tensors), GENES: _genes_csv(panel).encode()}
     config = {
         "format": FORMAT,
-        "backbone": model.backbone.name,
+        # weights that came from a folder or a repository are now here: only the architecture is still needed
+        "backbone": backbone.timm_name if ":" in backbone.name else backbone.name,
         "auxiliary_weight": model.auxiliary_weight,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
         "preprocessing": asdict(preprocessing),
-        "panel": rule,
+        "panel": {key: panel.to_dict()[key] for key in PanelSettings.model_fields},
         "provenance": dict(provenance),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
     contents[CARD] = model_card(panel, preprocessing, provenance).encode()
     contents[CONFIG] = (json.dumps(config, indent=1) + "\n").encode()
-    for name, content in contents.items():
-        beside = folder / f".{name}.part"
-        beside.write_bytes(content)
-        os.replace(beside, folder / name)
+    _write_together(folder, contents)
 
 
 def load_model(folder: str | Path) -> LoadedModel:
@@ -105,48 +150,58 @@ def load_model(folder: str | Path) -> LoadedModel:
         folder: The folder.
 
     Returns:
-        The model, in evaluation mode on the CPU.
+        The model, in evaluation mode on the CPU, channels last in memory as in training.
 
     Raises:
         ModelError: A file is missing, was changed or truncated, or is not of this format.
     """
     folder = Path(folder)
     config = _read_config(folder)
-    contents = {name: _checked(folder / name, config["sha256"].get(name)) for name in (WEIGHTS, GENES)}
+    contents = {name: _checked(folder / name, config.sha256.get(name)) for name in (WEIGHTS, GENES)}
+    panel = _read_panel(folder / GENES, contents[GENES], config.panel)
     try:
-        panel = _read_panel(contents[GENES].decode(), config["panel"])
-        transform = ExpressionTransform(**config["transform"])
-        values = config["preprocessing"]
-        preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "sd": tuple(values["sd"])})
         model = SpotRegressor(
-            create_backbone(config["backbone"], window_px=preprocessing.window_px),
-            _objective(config, "main", len(panel.main), transform),
-            _objective(config, "auxiliary", len(panel.auxiliary), transform) if panel.auxiliary else None,
-            auxiliary_weight=float(config["auxiliary_weight"]),
+            create_backbone(config.backbone, window_px=config.preprocessing.window_px),
+            _objective(config, "main", len(panel.main)),
+            _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
+            auxiliary_weight=config.auxiliary_weight,
         )
         model.load_state_dict(load_tensors(contents[WEIGHTS]))
-    except (StexprError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as err:
-        raise ModelError(f"{folder} does not hold a model of this version of stexpr: {' '.join(str(err).split())}") from err
-    return LoadedModel(model.eval(), panel, transform, preprocessing, config["provenance"])
+    except (ModelError, SafetensorError, RuntimeError) as err:  # load_state_dict raises RuntimeError
+        reason = " ".join(str(err).split())[:300]
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}, or this version of timm: {reason}") from err
+    if model.backbone.input_px != config.preprocessing.input_px:
+        raise ModelError(
+            f"{folder / CONFIG}: the model was trained at {config.preprocessing.input_px} px, but this version of timm takes "
+            f"{model.backbone.input_px} px; install the timm named under provenance"
+        )
+    model = model.eval().to(memory_format=torch.channels_last)
+    return LoadedModel(model, panel, config.transform, config.preprocessing, config.provenance)
 
 
-def _objective(config: Mapping[str, Any], role: str, n_outputs: int, transform: ExpressionTransform) -> Objective:
-    return empty_objective(config["objectives"][role], n_outputs, transform)
+def _objective(config: ModelConfigFile, role: Literal["main", "auxiliary"], n_outputs: int) -> Objective:
+    settings = config.objectives.get(role)
+    if settings is None:
+        raise ModelError(f"there is no objective for the {n_outputs} {role} genes")
+    return empty_objective(settings.model_dump(), n_outputs, config.transform)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> ModelConfigFile:
     path = folder / CONFIG
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ModelError(f"{folder} is no exported model: {CONFIG} cannot be read ({err.strerror})") from err
     except ValueError as err:
         raise ModelError(f"{path} is not JSON; export the model again") from err
-    if not isinstance(config, dict) or not isinstance(config.get("sha256"), dict):
+    if not isinstance(values, dict) or not {"format", "sha256"} <= values.keys():
         raise ModelError(f"{path} was not written by stexpr")
-    if config.get("format") != FORMAT:
-        raise ModelError(f"{path} has format {config.get('format')!r}, this stexpr reads format {FORMAT}")
-    return config
+    if values["format"] != FORMAT:
+        raise ModelError(f"{path} has format {values['format']!r}, this stexpr reads format {FORMAT}; install a newer one")
+    try:
+        return cast(ModelConfigFile, validated(ModelConfigFile, values, str(path)))
+    except ConfigError as err:
+        raise ModelError(str(err)) from err
 
 
 def _checked(path: Path, expected: str | None) -> bytes:
@@ -155,7 +210,7 @@ def _checked(path: Path, expected: str | None) -> bytes:
     except OSError as err:
         raise ModelError(f"{path} cannot be read ({err.strerror}); export the model again") from err
     if hashlib.sha256(content).hexdigest() != expected:
-        raise ModelError(f"{path} is not the file {CONFIG} was written with; it was changed or truncated: export again")
+        raise ModelError(f"{path} is not the file {CONFIG} was written with: it was changed or truncated; export again")
     return content
 
 
@@ -168,41 +223,38 @@ def _genes_csv(panel: GenePanel) -> str:
     return text.getvalue()
 
 
-def _read_panel(text: str, rule: Mapping[str, Any]) -> GenePanel:
-    rows = list(csv.DictReader(io.StringIO(text)))
-    genes = {role: tuple(row["gene"] for row in rows if row["role"] == role) for role in ("main", "auxiliary")}
-    detection = {row["gene"]: float(row["detection"]) for row in rows if row["detection"]}
-    return GenePanel.from_dict({**rule, **genes, "detection": detection})
+def _read_panel(path: Path, content: bytes, settings: PanelSettings) -> GenePanel:
+    try:
+        header, *rows = csv.reader(io.StringIO(content.decode()), strict=True)
+        if header != ["gene", "role", "detection"] or any(row[1] not in ROLES for row in rows):
+            raise ValueError("the columns are gene, role (main or auxiliary) and detection")
+        genes = {role: tuple(gene for gene, own, _ in rows if own == role) for role in ROLES}
+        detection = {gene: float(rate) for gene, _, rate in rows if rate}
+    except (ValueError, IndexError, csv.Error) as err:
+        raise ModelError(f"{path} is not a table of genes: {err}") from err
+    return GenePanel.from_dict({**genes, **settings.model_dump(), "detection": detection})
 
 
-def model_card(panel: GenePanel, preprocessing: Preprocessing, provenance: Mapping[str, Any]) -> str:
-    """Say in Markdown what a model is, what it was trained on and where it must not be trusted.
+def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    if (folder / CONFIG).exists():
+        _refuse_foreign(folder / CONFIG)
+    beside = {name: folder / f".{name}.part" for name in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            beside[name].write_bytes(content)
+        for name, path in beside.items():
+            os.replace(path, folder / name)
+    except OSError as err:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+        raise DataError(f"the model cannot be written to {folder}: {err.strerror}") from err
 
-    Args:
-        panel: Its genes.
-        preprocessing: Its input.
-        provenance: What it was trained on; missing entries are said to be unknown.
-    """
-    about = {key: provenance.get(key) or "unknown" for key in ("label", "cohort", "species", "tissue", "preservation")}
-    about |= {key: provenance.get(key) or "unknown" for key in ("technology", "license", "citation", "cohort_hash")}
-    patients = ", ".join(map(str, provenance.get("training_patients", ()))) or "unknown"
-    held_out = ", ".join(map(str, provenance.get("test_patients", ()))) or "unknown"
-    return f"""# {about["label"]}
 
-Predicts the expression of {len(panel.main)} genes (`genes.csv`) from an H&E patch of {preprocessing.window_px} px at
-{preprocessing.mpp:g} um/px. Load it with `stexpr.load_model(folder)`.
-
-| | |
-|---|---|
-| trained on | {about["cohort"]} ({about["cohort_hash"]}), patients {patients} |
-| held out | {held_out} |
-| species, tissue | {about["species"]}, {about["tissue"]} |
-| preservation, technology | {about["preservation"]}, {about["technology"]} |
-| genes chosen by | {panel.rule}, on the {panel.scope} spots |
-| stain normalization | {preprocessing.stain} |
-| license of the data | {about["license"]} |
-| citation of the data | {about["citation"]} |
-
-Limits: predictions for another species, tissue, preservation, scanner or resolution than the above were not tested. Most
-genes are predicted weakly; see the per-gene scores of the run before relying on one. Not for diagnosis.
-"""
+def _refuse_foreign(path: Path) -> None:
+    try:
+        foreign = "sha256" not in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        foreign = True
+    if foreign:
+        raise ModelError(f"{path} is of another library; export to another folder")

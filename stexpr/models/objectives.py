@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
+from torch.nn import functional
 
-from stexpr.errors import ModelError
+from stexpr.errors import GeneError, ModelError
 from stexpr.panel import ExpressionScaler, ExpressionTransform
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 LossKind: TypeAlias = Literal["mse", "mse_pearson", "negative_binomial"]
 PEARSON_WEIGHT = 0.5
 
@@ -168,16 +169,13 @@ class NegativeBinomial(Objective):
         """Return the mean negative log-likelihood."""
         log_mean = self._log_rate(output) + library[:, None].log()
         log_r = self.log_inverse_dispersion.clamp(-8, 12)
-        r = log_r.exp()
-        log_total = torch.logaddexp(log_mean, log_r.expand_as(log_mean))
-        likelihood = (
-            torch.lgamma(counts + r)
-            - torch.lgamma(r)
+        log_likelihood = (
+            _log_rising(counts, log_r)
             - torch.lgamma(counts + 1)
-            + r * (log_r - log_total)
-            + counts * (log_mean - log_total)
+            + counts * log_mean
+            - (counts + log_r.exp()) * functional.softplus(log_mean - log_r)
         )
-        return -likelihood.mean()
+        return -log_likelihood.mean()
 
     def expression(self, output: Float[Tensor, "B K"]) -> Float32[Tensor, "B K"]:
         """Return the expression of the mean counts at the training spots' median library."""
@@ -196,6 +194,18 @@ class NegativeBinomial(Objective):
     def settings(self) -> dict[str, Any]:
         """Return the kind."""
         return {"kind": self.kind}
+
+
+def _log_rising(counts: Float32[Tensor, "B K"], log_r: Float32[Tensor, "K"]) -> Float32[Tensor, "B K"]:
+    """Return log(Gamma(counts + r) / Gamma(r) / r^counts).
+
+    Above r = 33 the two log gammas are so large that single precision loses their difference, and with it the slope of the
+    dispersion; Stirling's series, subtracted by hand, keeps both.
+    """
+    r = log_r.exp()
+    exact = torch.lgamma(counts + r) - torch.lgamma(r) - counts * log_r
+    series = (counts + r - 0.5) * torch.log1p(counts / r) - counts + (1 / (counts + r) - 1 / r) / 12
+    return torch.where(log_r > 3.5, series, exact)
 
 
 def make_objective(
@@ -218,6 +228,8 @@ def make_objective(
     Raises:
         GeneError: No spots, or values that are not finite.
     """
+    if not len(counts):
+        raise GeneError("an objective cannot be fitted without training spots")
     if kind == "negative_binomial":
         rate = (counts.sum(axis=0, dtype=np.float64) + 0.5) / library.sum(dtype=np.float64)
         return NegativeBinomial(np.log(rate).astype(np.float32), float(np.median(library)), transform)

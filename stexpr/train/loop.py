@@ -129,7 +129,9 @@ class Fit:
         """
         while self.state.epoch < self.n_epochs and not self._out_of_patience():
             self._train_epoch(stop, save)
-            values = {f"train/{part}": float(np.mean(losses)) for part, losses in self.state.losses.items()}
+            values: dict[str, float | int] = {
+                f"train/{part}": float(np.mean(losses)) for part, losses in self.state.losses.items()
+            }
             values["train/lr"] = self.learning_rate(self.state.epoch, self.steps_per_epoch - 1)
             self.state.epoch, self.state.step, self.state.losses = self.state.epoch + 1, 0, {}
             if self.validation_rows is not None:

@@ -148,7 +148,7 @@ class NetworkTraining:
             state = {"phase": index, "curves": self.curves, "seconds": self.seconds, "lines": metrics.lines}
             save_checkpoint(self.path, {**state, "state": fit.state_dict()})
 
-        def on_epoch(values: dict[str, float]) -> None:
+        def on_epoch(values: dict[str, float | int]) -> None:
             for tracker in trackers:
                 tracker.log({"phase": self._phase_name(index), **values})
             if fit.state.epoch % self.config.runtime.checkpoint_epochs == 0 or fit.state.epoch == fit.n_epochs:

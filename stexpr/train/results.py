@@ -25,7 +25,7 @@ from stexpr.train import folder as names
 from stexpr.train.network import Trained
 from stexpr.types import MEASURED
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 MAPPED_GENES = 3
 
 

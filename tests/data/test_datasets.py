@@ -11,9 +11,7 @@ from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
 from stexpr.panel import GenePanel
 
-PANEL = GenePanel(
-    main=("G05", "G00", "G23"), auxiliary=("G01", "G02"), rule="list", scope="training", min_detection=0.0
-)
+PANEL = GenePanel(main=("G05", "G00", "G23"), auxiliary=("G01", "G02"), rule="list", scope="training", min_detection=0.0)
 CPU = torch.device("cpu")
 
 
@@ -27,7 +25,8 @@ def test_genes_and_spots_stand_in_the_order_asked_for(cohort: PreparedCohort):
     assert data.spots["section"].tolist() == ["c2"] * 64 + ["a1"] * 64
     column = cohort.genes.index("G05")
     expected = np.concatenate([cohort.counts(section).toarray()[:, column] for section in ("c2", "a1")])
-    assert data.counts_main.shape == (128, 3) and data.counts_auxiliary.shape == (128, 2)
+    assert data.counts_main.shape == (128, 3)
+    assert data.counts_auxiliary.shape == (128, 2)
     np.testing.assert_array_equal(data.counts_main[:, 0].numpy(), expected)
     np.testing.assert_array_equal(data.library[:64].numpy(), cohort.counts("c2").sum(axis=1).A1)
 
@@ -38,7 +37,8 @@ def test_patches_on_disk_equal_patches_in_memory(cohort: PreparedCohort, workers
     memory = SpotDataset(cohort, ["a1", "c1"], PANEL, window_px=20)
     disk = SpotDataset(cohort, ["a1", "c1"], PANEL, window_px=20, in_memory=False)
     for one, other in zip(memory.batches(parts, device=CPU), disk.batches(parts, device=CPU, workers=workers), strict=True):
-        assert torch.equal(one.patches, other.patches) and torch.equal(one.counts_main, other.counts_main)
+        assert torch.equal(one.patches, other.patches)
+        assert torch.equal(one.counts_main, other.counts_main)
 
 
 def test_a_batch_is_the_center_of_the_right_patches(cohort: PreparedCohort):
@@ -70,5 +70,6 @@ def test_batches_are_even_and_lose_nobody(n: int, batch_size: int):
     parts = even_parts(torch.arange(n), batch_size)
     sizes = [len(part) for part in parts]
     assert torch.equal(torch.cat(parts), torch.arange(n))
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
     assert len(parts) == -(-n // batch_size)

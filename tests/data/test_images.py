@@ -37,7 +37,8 @@ def test_reduction_agrees_with_pillows_exact_filter(x, y, side, size):
     pixels = smooth(500, 600)
     expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
     difference = np.abs(ArrayImage(pixels).read(x, y, side, size).astype(int) - np.asarray(expected))
-    assert difference.max() <= 4  # pixels at the rim of the square are averaged in blocks
+    assert difference[1:-1, 1:-1].max() <= 3
+    assert difference.max() <= 12  # blocks are averaged whole, so the rim sees a little of what lies beyond
 
 
 def test_reduction_has_no_aliases():

@@ -20,9 +20,7 @@ def grid(section: str) -> pd.DataFrame:
 
 
 def folds_of(patient_of=PATIENTS, split=None, validation=None, window_um=150.0):
-    return make_folds(
-        patient_of, split or SplitConfig(), validation or ValidationConfig(), spots_of=grid, window_um=window_um
-    )
+    return make_folds(patient_of, split or SplitConfig(), validation or ValidationConfig(), spots_of=grid, window_um=window_um)
 
 
 def test_each_patient_is_tested_once_and_never_beside_its_own_sections():
@@ -53,7 +51,8 @@ def test_no_patient_is_ever_on_two_sides(sections, k, seed, splits, fraction):
             ValidationConfig(rule="auto", splits=splits, fraction=fraction, refit=True),
         )
     except DataError as err:
-        assert "validation by" in str(err) and splits == 2
+        assert "validation by" in str(err)
+        assert splits == 2
         return
     tested = [patient for fold in folds for patient in fold.test]
     assert sorted(tested) == sorted(patients)
@@ -84,7 +83,8 @@ def test_validation_goes_by_patient_then_section_then_block():
     assert by_patient.inner_rule == "patient"
     two = {"A1": "A", "B1": "B", "B2": "B"}
     of_b, of_a = folds_of(two)[1], folds_of(two)[0]
-    assert of_a.inner_rule == "section" and of_a.inner[0].validation == {"B1": None}
+    assert of_a.inner_rule == "section"
+    assert of_a.inner[0].validation == {"B1": None}
     assert of_b.inner_rule == "block"
 
 
@@ -122,7 +122,8 @@ def test_one_patient_cannot_be_tested():
 
 def test_fixed_patients():
     (fold,) = folds_of(split=SplitConfig(rule="fixed", test_patients=("A", "C")))
-    assert tuple(fold.test) == ("A", "C") and tuple(fold.train) == ("B",)
+    assert tuple(fold.test) == ("A", "C")
+    assert tuple(fold.train) == ("B",)
     with pytest.raises(ConfigError, match="did you mean 'patient'"):
         folds_of({"s": "patient", "t": "other"}, SplitConfig(rule="fixed", test_patients=("patiend",)))
 
@@ -143,7 +144,8 @@ def test_folds_survive_the_disk_and_are_checked_again(tmp_path: Path):
     write_folds(path, folds)
     assert read_folds(path) == folds
     again = folds_of({"A1": "A", "B1": "B", "B2": "B"}, SplitConfig(rule="file", file=path))
-    assert again == folds and [fold.hash for fold in again] == [fold.hash for fold in folds]
+    assert again == folds
+    assert [fold.hash for fold in again] == [fold.hash for fold in folds]
     with pytest.raises(LeakageError, match="written for another cohort"):
         folds_of({"A1": "B", "B1": "B", "B2": "B"}, SplitConfig(rule="file", file=path))
     values = json.loads(path.read_text())

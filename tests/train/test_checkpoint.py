@@ -15,7 +15,8 @@ def test_a_checkpoint_comes_back(tmp_path: Path):
     assert load_checkpoint(path) is None
     save_checkpoint(path, {"phase": 1, "state": {"model": {"w": torch.arange(3.0)}}})
     state = load_checkpoint(path)
-    assert state is not None and state["phase"] == 1
+    assert state is not None
+    assert state["phase"] == 1
     assert torch.equal(state["state"]["model"]["w"], torch.arange(3.0))
     assert list(tmp_path.iterdir()) == [path]
 

@@ -19,7 +19,11 @@ def test_lines_past_the_checkpoint_are_cut(tmp_path: Path):
         file.write('{"epoch": 3, "tor')  # a kill in the middle of a line
     resumed = MetricsFile(path, keep_lines=2)
     resumed.log({"epoch": 2, "again": 1})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2, "again": 1}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"epoch": 0},
+        {"epoch": 1},
+        {"epoch": 2, "again": 1},
+    ]
     assert resumed.lines == 3
     assert isinstance(resumed, Tracker)
 
@@ -31,9 +35,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None = N
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
-    return WandbMirror(
-        StudyConfig(cohort=Path("c")), tmp_path, run_id="abc", name="tiny-f0-s0", fold=0, cohort_hash="h"
-    )
+    return WandbMirror(StudyConfig(cohort=Path("c")), tmp_path, run_id="abc", name="tiny-f0-s0", fold=0, cohort_hash="h")
 
 
 def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,7 +51,8 @@ def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest
     content = log.read_bytes()
     for expected in (b"val/pearson", b"tiny-f0-s0", b"per_gene", b"cohort_hash"):
         assert expected in content
-    assert list(run.glob("files/media/table/per_gene*")) and list(run.glob("files/media/images/maps/map*"))
+    assert list(run.glob("files/media/table/per_gene*"))
+    assert list(run.glob("files/media/images/maps/map*"))
 
 
 def test_training_outlives_its_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,30 @@
+"""A study small enough to train in a second or two."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stexpr.config import StudyConfig, load_study
+
+STUDY = """
+name: small
+cohort: {cohort}
+protocol: {{panel: {{n_main: 12, min_detection: 0.05}}, validation: {{fraction: 0.5}}}}
+input: {{window_px: 24}}
+model: {{kind: network, backbone: tiny}}
+training: {{epochs: 3, batch_size: 16, lr: 3e-3, warmup_epochs: 0.5}}
+runtime: {{device: cpu}}
+"""
+
+
+@pytest.fixture
+def study(small_cohort: Path, tmp_path: Path) -> Callable[..., StudyConfig]:
+    """Return the small study with overrides."""
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(cohort=small_cohort))
+
+    def load(*overrides: str) -> StudyConfig:
+        return load_study(path, overrides)
+
+    return load

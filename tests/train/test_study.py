@@ -1,0 +1,369 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from safetensors.numpy import load_file
+
+from stexpr.config import BASELINES, StudyConfig
+from stexpr.data.splits import read_folds
+from stexpr.data.store import PreparedCohort
+from stexpr.errors import ConfigError, DataError, GeneError, TrainingError
+from stexpr.evaluate.records import read_record
+from stexpr.train.evaluate import evaluate_runs
+from stexpr.train.folder import write_config
+from stexpr.train.study import run_study, study_folds
+
+Study = Callable[..., StudyConfig]
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_a_study_from_patches_to_records(study: Study, tmp_path: Path, small_cohort: Path):
+    said: list[str] = []
+    runs = run_study(study(), tmp_path / "runs", report=said.append)
+    assert len(runs) == 3 * (1 + len(BASELINES)) == len(said)
+    for index, run in enumerate(runs[:3]):
+        record = read_record(run)
+        assert record.fold.index == index
+        assert record.kind == "network"
+        assert record.model_label == "tiny + aux"
+        assert record.panel.n_main == 12
+        assert record.panel.n_auxiliary == 12
+        assert record.panel.scope == "training"
+        assert record.epochs is not None
+        assert 1 <= record.epochs.chosen <= record.epochs.planned == 3
+        assert record.fold.validation == "patient" if index < 2 else "section"
+        names = {path.name for path in run.iterdir()}
+        assert names >= {"config.yaml", "folds.json", "metrics.jsonl", "model", "predictions.h5ad", "per_gene.parquet"}
+        assert "checkpoint.pt" not in names
+        (fold,) = read_folds(run / "folds.json")
+        assert tuple(fold.test) == record.fold.test_patients
+    first = anndata.read_h5ad(runs[0] / "predictions.h5ad")
+    assert first.obs["patient"].unique().tolist() == ["a"]
+    table = pd.read_parquet(runs[0] / "per_gene.parquet").set_index("gene")
+    for gene in first.var_names:
+        ours = table.loc[gene, "pearson"]
+        theirs = scipy.stats.pearsonr(np.ravel(first[:, gene].X), np.ravel(first[:, gene].layers["measured"])).statistic
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    counts = PreparedCohort.open(small_cohort).counts("a1").toarray()
+    library = counts.sum(axis=1, keepdims=True)
+    column = PreparedCohort.open(small_cohort).genes.index(first.var_names[0])
+    np.testing.assert_allclose(
+        np.ravel(first[:, 0].layers["measured"]), np.log1p(counts[:, [column]] / library * 1e4).ravel(), rtol=1e-5
+    )
+
+
+def test_what_is_done_is_not_done_again(study: Study, tmp_path: Path):
+    config = study("folds=[0]")
+    runs = run_study(config, tmp_path / "runs")
+    stamps = [(run / "record.json").stat().st_mtime_ns for run in runs]
+    said: list[str] = []
+    assert run_study(config, tmp_path / "runs", report=said.append) == runs
+    assert stamps == [(run / "record.json").stat().st_mtime_ns for run in runs]
+    assert all("done before" in line for line in said)
+
+
+def test_studies_of_one_protocol_share_their_baselines(study: Study, tmp_path: Path):
+    with_aux = run_study(study("folds=[0]"), tmp_path / "runs")
+    without = run_study(study("folds=[0]", "model.auxiliary.weight=0", "training.lr=1e-3"), tmp_path / "runs")
+    assert with_aux[1:] == without[1:]
+    assert with_aux[0] != without[0]
+
+
+def test_the_color_ridge_finds_the_genes_that_follow_color(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]"), tmp_path / "runs")[-1]
+    table = pd.read_parquet(run / "per_gene.parquet").set_index("gene")
+    planted = [gene for gene in table.index if int(gene[1:]) < 12]
+    assert table.loc[planted, "pearson"].mean() > 0.6
+    others = table.loc[table.index.difference(planted), "pearson"]
+    assert others.empty or abs(others.mean()) < 0.35
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study, tmp_path: Path):
+    one = run_study(study("folds=[0]"), tmp_path / "one")[0]
+    again = run_study(study("folds=[0]"), tmp_path / "again")[0]
+    other = run_study(study("folds=[0]", "seed=1"), tmp_path / "one")[0]
+    a, b, c = weights(one), weights(again), weights(other)
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert not all(np.array_equal(a[key], c[key]) for key in a)
+
+
+def test_without_an_auxiliary_head_nothing_of_it_is_saved(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "model.auxiliary.weight=0"), tmp_path / "runs")[0]
+    assert not any(key.startswith("auxiliary") for key in weights(run))
+    assert read_record(run).model_label == "tiny"
+    assert "auxiliary" not in (run / "model" / "genes.csv").read_text()
+
+
+@pytest.mark.parametrize("patches_in_memory", ["true", "false"])
+def test_where_patches_are_read_changes_nothing(study: Study, tmp_path: Path, patches_in_memory: str):
+    memory = run_study(study("folds=[0]"), tmp_path / "memory")[0]
+    other = run_study(study("folds=[0]", f"runtime.patches_in_memory={patches_in_memory}"), tmp_path / "other")[0]
+    a, b = weights(memory), weights(other)
+    assert memory.name == other.name
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+TRAIN = "import sys; from stexpr.cli import main; sys.argv = ['stexpr', *sys.argv[1:]]; main()"
+
+
+def start(config: StudyConfig, folder: Path) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    write_config(folder / "study.yaml", config)
+    command = [sys.executable, "-c", TRAIN, "train", str(folder / "study.yaml"), "--runs", str(folder / "runs")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_lines(folder: Path, n: int) -> None:
+    """Wait until the run has written so many epochs."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for path in folder.glob("runs/*/metrics.jsonl"):
+            if path.read_text().count("\n") >= n:
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"no run in {folder} reached {n} epochs")
+
+
+LONG = (
+    "folds=[2]",
+    "protocol.validation.splits=2",
+    "training.epochs=12",
+    "training.patience=12",
+    "training.batch_size=8",
+    "input.stain_jitter=0.1",
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "lines"), [(signal.SIGKILL, 3), (signal.SIGKILL, 16), (signal.SIGTERM, 5), (signal.SIGINT, 14)]
+)
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    study: Study, tmp_path: Path, number: signal.Signals, lines: int, uninterrupted: Callable[[StudyConfig], Path]
+):
+    config = study(*LONG)
+    whole = uninterrupted(config)
+    stopped = tmp_path / "stopped"
+    process = start(config, stopped)
+    try:
+        wait_for_lines(stopped, lines)
+    finally:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert errors.strip().splitlines()[-1].startswith(f"stexpr: stopped by {number.name}; the state is saved")
+    (run,) = [path.parent for path in stopped.glob("runs/*/checkpoint.pt")]
+    assert not (run / "record.json").exists()
+
+    process = start(config, stopped)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    one, other = read_record(whole), read_record(run)
+    assert one.values == other.values
+    assert one.epochs == other.epochs
+    a, b = weights(whole), weights(run)
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert (whole / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StudyConfig], Path]:
+    """Train once for all the interrupted runs to be compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    done: list[Path] = []
+
+    def run(config: StudyConfig) -> Path:
+        if not done:
+            process = start(config, folder)
+            output, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, output + errors
+            done.extend(path.parent for path in folder.glob("runs/*/model"))
+        return done[0]
+
+    return run
+
+
+def test_evaluate_gets_the_numbers_on_record_and_notices_changes(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]"), tmp_path / "runs")[0]
+    lines = list(evaluate_runs(tmp_path / "runs"))
+    assert len(lines) == 3
+    assert all("as recorded" in line for line in lines)
+    (run / "per_gene.parquet").unlink()
+    assert len(list(evaluate_runs(run))) == 1
+    assert (run / "per_gene.parquet").exists()
+    predictions = anndata.read_h5ad(run / "predictions.h5ad")
+    predictions.X = predictions.X[::-1].copy()
+    predictions.write_h5ad(run / "predictions.h5ad")
+    with pytest.raises(DataError, match=r"the predictions give pearson = .*, the record says"):
+        list(evaluate_runs(run))
+    (run / "predictions.h5ad").write_bytes(b"torn")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(evaluate_runs(run))
+    (run / "predictions.h5ad").unlink()
+    with pytest.raises(DataError, match="lacks predictions"):
+        list(evaluate_runs(run))
+    with pytest.raises(DataError, match="no finished run"):
+        list(evaluate_runs(tmp_path))
+
+
+def test_evaluate_notices_a_changed_table(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]"), tmp_path / "runs")[0]
+    table = pd.read_parquet(run / "per_gene.parquet")
+    table["pearson"] += 0.1
+    table.to_parquet(run / "per_gene.parquet", index=False)
+    with pytest.raises(DataError, match="does not hold the scores"):
+        list(evaluate_runs(run))
+
+
+@pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
+def test_other_losses_learn_too(study: Study, tmp_path: Path, loss: str):
+    run = run_study(study("folds=[0]", f"model.loss={loss}", "training.epochs=6"), tmp_path / "runs")[0]
+    record = read_record(run)
+    value = record.values["pearson"].value
+    assert value is not None
+    assert value > 0.15
+    assert record.model_label == f"tiny + aux {loss.replace('_', ' ')}"
+
+
+def test_several_inner_partitions_choose_one_epoch(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "protocol.validation.splits=2"), tmp_path / "runs")[0]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["phase"] for line in lines)) == ["inner 0", "inner 1", "final"]
+    curves = [[line["val/pearson"] for line in lines if line["phase"] == f"inner {i}"] for i in (0, 1)]
+    epochs = read_record(run).epochs
+    assert epochs is not None
+    assert epochs.chosen == int(np.mean(curves, axis=0).argmax()) + 1
+    assert sum(line["phase"] == "final" for line in lines) == epochs.chosen
+
+
+def test_without_refit_the_best_weights_are_kept(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "protocol.validation.refit=false", "training.epochs=5"), tmp_path / "runs")[0]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in lines} == {"inner 0"}
+    epochs = read_record(run).epochs
+    assert epochs is not None
+    assert epochs.chosen == int(np.argmax([line["val/pearson"] for line in lines])) + 1
+
+
+def test_patience_ends_an_inner_training(study: Study, tmp_path: Path):
+    overrides = ("folds=[0]", "training.epochs=40", "training.patience=1", "training.lr=1e-9", "training.clip_norm=null")
+    run = run_study(study(*overrides), tmp_path / "runs")[0]
+    inner = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "inner" in line]
+    assert len(inner) < 40
+
+
+def test_epochs_set_in_advance(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "protocol.validation.rule=epochs"), tmp_path / "runs")[0]
+    record = read_record(run)
+    assert record.fold.validation == "epochs"
+    assert record.epochs is not None
+    assert record.epochs.chosen == 3
+
+
+def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path):
+    config = study("folds=[0]", "training.lr=1e30", "training.optimizer=sgd", "training.clip_norm=null")
+    with pytest.raises(TrainingError) as caught:
+        run_study(config, tmp_path / "runs")
+    message = str(caught.value)
+    assert "at epoch 1, step" in message
+    assert "a batch of 16 spots: " in message
+    assert "in fold 0, inner 0 training" in message
+
+
+def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, small_cohort: Path, monkeypatch):
+    """While weights, panel, scaler and epoch are fitted, no count and no patch of the test patient is read."""
+    read: list[str] = []
+    fitting = [True]
+    for method in ("counts", "patches", "patch_reader", "spots"):
+        original = getattr(PreparedCohort, method)
+
+        def spy(self, section, *args, original=original, **kwargs):
+            if fitting[0]:
+                read.append(section)
+            return original(self, section, *args, **kwargs)
+
+        monkeypatch.setattr(PreparedCohort, method, spy)
+    from stexpr.train import run as module
+
+    training = module.NetworkTraining.run
+
+    def trained(self, *args, **kwargs):
+        result = training(self, *args, **kwargs)
+        fitting[0] = False
+        return result
+
+    monkeypatch.setattr(module.NetworkTraining, "run", trained)
+    run_study(study("folds=[0]"), tmp_path / "runs")
+    assert set(read) == {"b1", "c1", "c2"}
+
+
+def test_panel_and_scaler_do_not_change_with_the_test_patient(study: Study, tmp_path: Path, small_cohort: Path):
+    """The model of fold 0 is bit-equal when the test patient's counts are shuffled."""
+    import h5py
+
+    changed = tmp_path / "changed"
+    shutil.copytree(small_cohort, changed)
+    with h5py.File(changed / "st" / "a1.h5ad", "r+") as file:
+        data = file["X/data"]
+        data[...] = data[...][::-1]
+    one = run_study(study("folds=[0]"), tmp_path / "one")[0]
+    other = run_study(study("folds=[0]", f"cohort={changed}"), tmp_path / "other")[0]
+    a, b = weights(one), weights(other)
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert (one / "model" / "genes.csv").read_text() == (other / "model" / "genes.csv").read_text()
+
+
+def test_cohort_scope_is_named_in_the_record(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "protocol.panel.scope=cohort"), tmp_path / "runs")[0]
+    assert read_record(run).panel.scope == "cohort"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (("folds=[7]",), ConfigError, "fold 7, but the study has folds 0 to 2"),
+        (("protocol.panel.n_main=250",), GeneError, "asks for 250 main genes, but only"),
+        (("protocol.panel.include=[G00, NOPE]",), GeneError, "gene 'NOPE' of the panel is not in the cohort"),
+        (("input.window_px=64",), DataError, "larger than the patches"),
+        (("cohort=/nowhere",), DataError, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_clear_error(study: Study, tmp_path: Path, overrides, error, message: str):
+    with pytest.raises(error, match=message):
+        run_study(study(*overrides), tmp_path / "runs")
+
+
+def test_folds_come_back_from_a_file(study: Study, tmp_path: Path, small_cohort: Path):
+    config = study("folds=[0]")
+    run = run_study(config, tmp_path / "runs")[0]
+    again = study("protocol.split.rule=file", f"protocol.split.file={run / 'folds.json'}")
+    cohort = PreparedCohort.open(small_cohort)
+    assert study_folds(again, cohort) == study_folds(config, cohort)[:1]
+
+
+def test_a_read_only_folder(study: Study, tmp_path: Path):
+    if os.geteuid() == 0:
+        blocked = tmp_path / "file"
+        blocked.write_text("not a folder")
+        with pytest.raises((DataError, OSError)):
+            run_study(study("folds=[0]"), blocked / "runs")
+        return
+    tmp_path.chmod(0o500)
+    with pytest.raises((DataError, OSError)):
+        run_study(study("folds=[0]"), tmp_path / "runs")
