@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from stexpr.data.manifest import write_whole
-from stexpr.errors import MetricError, ProtocolError
+from stexpr.errors import DataError, ProtocolError
 from stexpr.evaluate.aggregate import KEYS, Aggregate, aggregate, aggregate_replicates, average_seeds
 from stexpr.evaluate.intervals import T_FROM, Interval, patient_interval
 from stexpr.evaluate.lineup import complete_models
@@ -176,18 +176,19 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
 
 
 def _lines(models: Mapping[str, Mapping[int, list[Run]]], progress: Progress) -> list[Line]:
-    reference: dict[int, pd.DataFrame] = {}
+    reference: dict[int, tuple[str, pd.DataFrame]] = {}
     lines = []
     for label, seeds in progress(models.items(), "reading scores", len(models)):
         tables = []
         for runs in seeds.values():
             parts = [read_per_gene(run.folder) for run in runs]
             for run, part in zip(runs, parts, strict=True):
-                keys = part[[*KEYS, "n_spots", "measured_constant"]]
-                if not reference.setdefault(run.record.fold.index, keys).equals(keys):
+                keys, fold = part[[*KEYS, "n_spots", "measured_constant"]], run.record.fold.index
+                other, shared = reference.setdefault(fold, (label, keys))
+                if not shared.equals(keys):
                     raise ProtocolError(
-                        f"{label} is not scored on the same spots and genes as the others in fold {run.record.fold.index} "
-                        f"({run.folder}); train it again on the cohort as it is now"
+                        f"{label} and {other} are not scored on the same spots and genes in fold {fold} ({run.folder}); "
+                        "train the older of them again on the cohort as it is now"
                     )
             tables.append(pd.concat(parts, ignore_index=True))
         averaged = average_seeds(tables)
@@ -207,7 +208,10 @@ def _mean_replicates(seeds: Sequence[Sequence[Run]]) -> Float[Array, "N R"]:
     """Average replicates over seeds, which were resampled alike."""
     drawn = [[read_replicates(run.folder) for run in runs] for runs in seeds]
     if len({part.shape[1] for parts in drawn for part in parts}) > 1:
-        raise MetricError("the runs hold unlike numbers of bootstrap replicates; stexpr evaluate makes them again")
+        raise DataError(
+            f"{seeds[0][0].record.model_label}: its runs hold unlike numbers of bootstrap replicates ({seeds[0][0].folder} and "
+            "others); delete their bootstrap.parquet, and stexpr evaluate makes them again"
+        )
     total: Float[Array, "N R"] = np.vstack(drawn[0])
     for parts in drawn[1:]:
         total = total + np.vstack(parts)

@@ -215,7 +215,7 @@ def _validation(take: Callable[..., Any], used: Sequence[str]) -> str:
         "epochs": "set in advance",
     }
     how = "; or ".join(words.get(rule, rule) for rule in used) or "no network on this board"
-    if not used or set(used) <= {"epochs"}:
+    if set(used) <= {"epochs"} or fraction is None:
         return f"{how} (rule {asked})"
     again = "then trained again on all training spots" if refit else "that model is kept"
     return f"chosen on {how} (rule {asked}, share {fraction:g}, {splits} inner split{'s' if splits != 1 else ''}), {again}"

@@ -138,13 +138,16 @@ def _read(path: Path, columns: list[str]) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read(columns=columns)
+        table = pq.ParquetFile(path).read(columns=columns)  # leaves out in silence what the file does not have
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise KeyError(f"no column {', '.join(missing)}")
+        return table
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing though its run has a record; stexpr evaluate {path.parent} makes it again"
         ) from None
     except (OSError, pa.ArrowException, KeyError) as err:
-        raise DataError(f"{path} is not readable ({err}); stexpr evaluate {path.parent} makes it again") from err
+        raise DataError(f"{path} is not readable ({err}); delete it, and stexpr evaluate {path.parent} makes it again") from err
 
 
 def _parts(predictions: Any) -> tuple[pd.DataFrame, Float[Array, "S G"], Float[Array, "S G"], Float[Array, "G"]]:
