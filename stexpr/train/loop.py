@@ -94,6 +94,11 @@ class Fit:
         self.optimizer = make_optimizer(model, training)
         self.steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
         self.state = FitState()
+        self._batch_norms = [
+            (layer, layer.momentum)
+            for layer in model.modules()
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.momentum is not None
+        ]
         self.best_weights: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +162,7 @@ class Fit:
         for step, batch in enumerate(batches, start=done):
             torch.manual_seed(self._seed(epoch, step))
             batch = augment(batch, self.inputs, generator=self._generator(epoch, step, device=self.device))
+            self._average_young_statistics(epoch, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(epoch, step)
             with autocast(self.device, self.training.precision):
@@ -174,6 +180,16 @@ class Fit:
                 save()
                 stop.raise_if_set()
         self._collect(pending, parts, done)
+
+    def _average_young_statistics(self, epoch: int, step: int) -> None:
+        """Let batch normalization's running statistics begin as the plain mean of the first steps.
+
+        From their initial 0 and 1 they would take dozens of steps to reach a young network's activations (Inception-v3's are
+        in the millions), and an epoch of a small cohort has a dozen; until then evaluation mode predicts nonsense.
+        """
+        share = 1 / (epoch * self.steps_per_epoch + step + 1)
+        for layer, momentum in self._batch_norms:
+            layer.momentum = max(momentum, share)
 
     def _collect(self, pending: dict[str, list[Tensor]], parts: tuple[Tensor, ...], done: int) -> None:
         """Bring the losses to the host, once an epoch: a look at each step would stall a GPU."""
