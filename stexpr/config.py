@@ -4,25 +4,20 @@ Every choice that changes a number is a field of `StudyConfig` outside `runtime`
 and the fold make the hash that names a run.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from stexpr.errors import ConfigError, nearest
+from stexpr.settings import Strict as Strict
+from stexpr.settings import content_hash as content_hash
+from stexpr.settings import find_config, read_yaml, set_override
+from stexpr.settings import resource_folder as resource_folder
+from stexpr.settings import validated as validated
 
 Unit: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Stain: TypeAlias = Literal["none", "reinhard", "macenko"]
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and values that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PrepareConfig(Strict):
@@ -189,7 +184,17 @@ class ColorRidgeConfig(Strict):
         return "color ridge"
 
 
-ModelConfig: TypeAlias = Annotated[NetworkConfig | TrainingMeanConfig | ColorRidgeConfig, Field(discriminator="kind")]
+def _kind(value: Any) -> Any:
+    """A model without a kind is a network; anything but keys and values is no model."""
+    return value.get("kind", "network") if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+ModelConfig: TypeAlias = Annotated[
+    Annotated[NetworkConfig, Tag("network")]
+    | Annotated[TrainingMeanConfig, Tag("training_mean")]
+    | Annotated[ColorRidgeConfig, Tag("color_ridge")],
+    Discriminator(_kind),
+]
 BASELINES: tuple[TrainingMeanConfig | ColorRidgeConfig, ...] = (TrainingMeanConfig(), ColorRidgeConfig())
 
 
@@ -253,20 +258,6 @@ class StudyConfig(Strict):
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 
 
-def content_hash(value: Any) -> str:
-    """Hash plain JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
-def resource_folder(kind: Literal["configs", "data_cards"]) -> Path:
-    """Find the files that come with stexpr: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package / kind, package.parent / kind):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"the folder {kind} is missing beside {package}: the installation is incomplete; install stexpr again")
-
-
 def load_study(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study: a YAML file, or the name of one that comes with stexpr, with `key=value` overrides on top.
 
@@ -295,95 +286,3 @@ def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], sou
     for override in overrides:
         set_override(values, override)
     return cast(PrepareConfig, validated(PrepareConfig, values, source))
-
-
-def find_config(source: str | Path, folder: str) -> Path:
-    """Return the path given, or that of the named file among `configs/<folder>` of stexpr."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    own = resource_folder("configs") / folder
-    named = own / f"{path.name.removesuffix('.yaml')}.yaml"
-    if str(path) == path.name and named.is_file():
-        return named
-    raise ConfigError(f"no configuration {str(source)!r}; {nearest(path.stem, (file.stem for file in own.glob('*.yaml')))}")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: The file is not YAML, or not a mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(err).split())}") from err
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not keys and values")
-    return values
-
-
-def set_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b.c=value` into nested mappings.
-
-    Raises:
-        ConfigError: There is no `=`, or the value is not YAML.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form key=value, such as training.lr=1e-3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"the value of override {override!r} is not YAML") from err
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.get(parent)
-        values[parent] = child if isinstance(child, dict) else {}
-        values = values[parent]
-    values[last] = value
-
-
-def validated(model: type[BaseModel], values: Mapping[str, Any], source: str) -> BaseModel:
-    """Check values against a model, and say in one line what is wrong.
-
-    Raises:
-        ConfigError: With the place, the value, what is allowed and, for an unknown key, the nearest known one.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as err:
-        raise ConfigError(f"{source}: {'; '.join(_explain(model, error) for error in err.errors())}") from err
-
-
-def _explain(model: type[BaseModel], error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        parent = model_at(model, error["loc"][:-1])
-        return f"unknown key {place!r}; {nearest(str(error['loc'][-1]), parent.model_fields)}"
-    if error["type"] == "missing":
-        return f"{place!r} is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{place} = {error['input']!r}: {message}" if place else message
-
-
-def model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
-    """Follow a location of a validation error down to the model it points into."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        candidates = _models_in(field.annotation) if field else _tagged(model, str(part))
-        model = candidates[0] if candidates else model
-    return model
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]
-
-
-def _tagged(model: type[BaseModel], tag: str) -> list[type[BaseModel]]:
-    """A discriminated union puts its tag into the location: find the member that carries it."""
-    members = _models_in(StudyConfig.model_fields["model"].annotation)
-    return [member for member in members if member.model_fields["kind"].default == tag]

@@ -87,3 +87,19 @@ def small_cohort(raw_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     target = tmp_path_factory.mktemp("prepared") / "small"
     prepare(card, raw_cohort.parent, target, card.prepare)
     return target
+
+
+@pytest.fixture(scope="session")
+def mob_cohort(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mouse olfactory bulb, fetched from the mirror and prepared as its card says."""
+    from stexpr.data.cards import load_card
+    from stexpr.data.fetch import fetch
+    from stexpr.data.prepare import prepare
+
+    card = load_card("mob")
+    assert card.prepare is not None
+    raw = tmp_path_factory.mktemp("mob-raw")
+    fetch(card, raw, source=shared_data / "mob")
+    target = tmp_path_factory.mktemp("mob") / "mob"
+    prepare(card, raw, target, card.prepare)
+    return target

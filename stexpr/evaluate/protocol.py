@@ -63,8 +63,8 @@ def check_comparable(records: Sequence[Record]) -> None:
             raise ProtocolError(
                 f"the runs hold {len(found)} {what}s ({', '.join(found)}{reason}), which never share a table; {advice}"
             )
-    _check_folds(records, "gene panel", lambda record: record.panel.hash)
-    _check_folds(records, "set of test patients", lambda record: record.fold.test_patients)
+    _check_folds(records, "gene panels", lambda record: record.panel.hash)
+    _check_folds(records, "sets of test patients", lambda record: record.fold.test_patients)
     missing = [name for kind, name in REQUIRED.items() if all(record.model["kind"] != kind for record in records)]
     if missing:
         raise ProtocolError(
@@ -80,7 +80,7 @@ def _check_folds(records: Sequence[Record], what: str, part: Callable[[Record], 
         if len(found) > 1:
             names = " and ".join(repr(label) for label in sorted(found.values())[:2])
             raise ProtocolError(
-                f"fold {fold} has {len(found)} {what}s ({names} differ), which never share a table; train these models again "
+                f"fold {fold} has {len(found)} {what} ({names} differ), which never share a table; train these models again "
                 "on the cohort as it is now, or move the older runs away"
             )
 
@@ -153,7 +153,7 @@ def protocol_card(records: Sequence[Record], interval: str) -> list[tuple[str, s
         ("Expression", _expression(take)),
         ("Number of epochs", _validation(take, rules)),
         ("Correlation", _pooling(take)),
-        ("Aggregation", "gene × section → mean over a patient's sections → mean over patients → mean over genes"),
+        ("Aggregation", _aggregation(records)),
         ("Interval", interval),
     ]
     rest = {key: value for key, value in protocol.items() if key not in used and value not in (None, [], "")}
@@ -194,6 +194,13 @@ def _genes(take: Callable[..., Any], records: Sequence[Record]) -> str:
     if scope == "training":
         return f"{words}; chosen on the training spots of each fold ({len({r.panel.hash for r in records})} different panels)"
     return f"{words}; chosen on the whole cohort, TEST SPOTS INCLUDED, as in the papers: optimistic"
+
+
+def _aggregation(records: Sequence[Record]) -> str:
+    order = "gene × section → mean over a patient's sections → mean over patients → mean over genes"
+    if len({record.panel.hash for record in records}) == 1:
+        return order
+    return f"{order}; a gene's mean runs over the patients whose fold's panel holds it (n_patients in per_gene.csv)"
 
 
 def _expression(take: Callable[..., Any]) -> str:

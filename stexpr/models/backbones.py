@@ -177,7 +177,10 @@ def _timm_settings(name: str, timm_name: str) -> tuple[int, bool]:
         if not hint.startswith("did"):  # a thousand names are no help
             hint = f"known: {', '.join(sorted(BACKBONES))} and every name of timm.list_models()"
         raise ModelError(f"no backbone {name!r}; {hint}")
-    settings = timm.get_pretrained_cfg(timm_name)
+    try:
+        settings = timm.get_pretrained_cfg(timm_name)
+    except RuntimeError:  # what timm raises for a tag it does not know
+        settings = None
     if settings is None:
         raise ModelError(f"timm knows {timm_name.split('.')[0]!r}, but not its weights {timm_name.split('.', 1)[-1]!r}")
     return int(settings.input_size[-1]), bool(settings.fixed_input_size)

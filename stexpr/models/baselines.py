@@ -62,7 +62,7 @@ def color_features(patches: UInt8[Array, "S H W 3"], radii_px: Sequence[int]) ->
         mean = discs @ pixels / n_pixels
         spread = np.sqrt(np.maximum(discs @ np.square(pixels) / n_pixels - np.square(mean), 0))
         features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2)
-    return features.reshape(n, -1)
+    return features.reshape(n, 6 * len(radii_px))
 
 
 class ColorRidge:

@@ -4,18 +4,19 @@ Nothing in it is executed on loading, and no name in it is a path: weights are s
 CSV, and checksums tie them together.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -34,6 +35,7 @@ WEIGHTS = "model.safetensors"
 GENES = "genes.csv"
 CARD = "README.md"
 ROLES = ("main", "auxiliary")
+MAX_WINDOW_PX = 2048
 
 Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -71,6 +73,24 @@ class ModelConfigFile(Strict):
     panel: PanelSettings
     provenance: dict[str, Any]
     sha256: dict[str, Sha256]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_by_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a unit of expression or an input that is not spelled out."""
+        for key, kind in (("transform", ExpressionTransform), ("preprocessing", Preprocessing)):
+            names = [field.name for field in fields(kind)]
+            own = values.get(key)
+            if not isinstance(own, dict) or set(own) != set(names):
+                raise ValueError(f"{key} has the keys {', '.join(names)} and no others")
+        return values
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _sane_window(cls, preprocessing: Preprocessing) -> Preprocessing:
+        if not 1 <= preprocessing.window_px <= MAX_WINDOW_PX:  # before a backbone is tried at that size
+            raise ValueError(f"window_px is between 1 and {MAX_WINDOW_PX}")
+        return preprocessing
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,8 @@ def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
             os.replace(path, folder / name)
     except OSError as err:
         for path in beside.values():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                path.unlink()
         raise DataError(f"the model cannot be written to {folder}: {err.strerror}") from err
 
 

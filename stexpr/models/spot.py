@@ -6,6 +6,7 @@ Reference:
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
@@ -53,10 +54,10 @@ class SpotRegressor(nn.Module):
         self.main_objective = main_objective
         self.auxiliary_objective = auxiliary_objective
         self.auxiliary_weight = auxiliary_weight
-        self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=2 * seed)
+        self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=(seed, 1))
         self.auxiliary_head = None
         if auxiliary_objective is not None:
-            self.auxiliary_head = _head(backbone.n_features, auxiliary_objective, bias_init, seed=2 * seed + 1)
+            self.auxiliary_head = _head(backbone.n_features, auxiliary_objective, bias_init, seed=(seed, 2))
 
     @property
     def couples_examples(self) -> bool:
@@ -116,8 +117,10 @@ class SpotRegressor(nn.Module):
         ]
 
 
-def _head(n_features: int, objective: Objective, bias_init: str, *, seed: int) -> nn.Linear:
-    generator = torch.Generator().manual_seed(seed)
+def _head(n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int]) -> nn.Linear:
+    # mixed, because plain neighboring numbers would share streams with the backbone of another seed
+    mixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
+    generator = torch.Generator().manual_seed(mixed)
     bound = n_features**-0.5
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(n_features, objective.n_outputs)

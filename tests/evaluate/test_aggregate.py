@@ -123,7 +123,7 @@ def test_enough_patients_without_any_r_print_a_dash() -> None:
     assert str(aggregate(table(rows)).gene_test) == "0"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.sampled_from([0.01, 0.1, 0.5]))
 def test_holm_equals_statsmodels(p: list[float], alpha: float) -> None:
     expected = statsmodels.stats.multitest.multipletests(p, alpha=alpha, method="holm")[0]

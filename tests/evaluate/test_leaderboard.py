@@ -63,6 +63,7 @@ def test_the_markdown_starts_with_the_protocol_and_ends_with_the_notes(write_run
     assert places == sorted(places)
     for word in ("planted (c0); species mouse", "leave one patient out", "fold 0: A", "held-out training patients"):
         assert word in text
+    assert "the patients whose fold's panel holds it" in text
     assert "not testable: n = 3, needs ≥ 7" in text
     assert "nan" not in text.lower().replace("finance", "")
     assert "None" not in text
@@ -188,7 +189,7 @@ def test_unlike_protocols_are_refused_and_can_be_chosen(write_runs: Write, tmp_p
         ({"cohort": {"name": "planted", "hash": "c1", "patients": ["A"]}}, "2 cohorts.*--cohort"),
         ({"split_hash": "s1"}, "2 splits"),
         ({"panel": {**make_record().panel.model_dump(), "hash": "px"}}, "fold 0 has 2 gene panels"),
-        ({"fold": {"index": 0, "test_patients": ["B"], "validation": "patient"}}, "fold 0 has 2 set of test patients"),
+        ({"fold": {"index": 0, "test_patients": ["B"], "validation": "patient"}}, "fold 0 has 2 sets of test patients"),
     ],
 )
 def test_what_never_shares_a_table(write_runs: Write, changes: dict[str, Any], words: str) -> None:
@@ -266,9 +267,9 @@ def test_five_hundred_records_take_less_than_ten_seconds(write_runs: Write, tmp_
             label = f"tiny{seed % 40}"
             values = {**run.record.model_dump(mode="json"), "seed": seed, "model": model, "model_label": label}
             write_record(folder, make_record(**{**values, "config_hash": folder.name}))
-    start = time.perf_counter()
+    start = time.process_time()
     board = build_leaderboard(tmp_path / "runs")
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert len(board.models) == 43
     assert took < 10, f"{took:.1f} s"
 

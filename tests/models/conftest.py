@@ -24,17 +24,26 @@ def training_counts() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def make_model(training_counts: dict[str, Any]) -> Callable[..., Any]:
     """Build a model the way a study does; `auxiliary=False` builds it without the head."""
-    from stexpr.config import NetworkConfig
+    from stexpr.config import AuxiliaryConfig, NetworkConfig
     from stexpr.models.objectives import make_objective
     from stexpr.models.spot import build_spot_regressor
     from stexpr.panel import ExpressionTransform
 
-    def build(*, auxiliary: bool = True, window_px: int = WINDOW_PX, seed: int = 0, **config: Any) -> Any:
-        network = NetworkConfig(**{"backbone": "tiny", **config})
+    def build(
+        *,
+        auxiliary: bool = True,
+        weight: float = 1.0,
+        standardize: bool = True,
+        window_px: int = WINDOW_PX,
+        seed: int = 0,
+        **config: Any,
+    ) -> Any:
+        head = AuxiliaryConfig(weight=weight, standardize=standardize)
+        network = NetworkConfig(**{"backbone": "tiny", "auxiliary": head, **config})
         fitted = {"library": training_counts["library"], "transform": ExpressionTransform()}
         objectives = {
-            role: make_objective(network.loss, counts=training_counts[role], standardize=standardize, **fitted)
-            for role, standardize in (("main", True), ("auxiliary", network.auxiliary.standardize))
+            role: make_objective(network.loss, counts=training_counts[role], standardize=scaled, **fitted)
+            for role, scaled in (("main", True), ("auxiliary", standardize))
         }
         model = build_spot_regressor(
             network,

@@ -62,7 +62,7 @@ def test_discs_have_the_symmetries_of_the_square(radius):
 
 def test_radii_beyond_the_window_are_left_out():
     assert fitting_radii((128, 4, 32), 64) == (4, 32)
-    with pytest.raises(ModelError, match="no disc of radius 64, 128 px fits a window of 64 px|no disc"):
+    with pytest.raises(ModelError, match="no disc of radius 64, 128 px fits a window of 64 px"):
         fitting_radii((64, 128), 64)
     with pytest.raises(ModelError, match="do not fit"):
         color_features(noise(1, 16), (4, 16))
@@ -76,12 +76,12 @@ def planted(n: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def test_a_linear_relation_is_found_and_is_sklearns_ridge():
-    features, expression, groups = planted()
-    ridge = ColorRidge((0.1, 1.0, 1e4)).fit(features, expression, groups)
+    features, expression, groups = planted(150)
+    (features, new), (expression, truth) = np.split(features, [120]), np.split(expression, [120])
+    ridge = ColorRidge((0.1, 1.0, 1e4)).fit(features, expression, groups[:120])
     assert ridge.alpha in (0.1, 1.0)
-    new, truth, _ = planted(30, seed=0)
     predicted = ridge.predict(new)
-    assert np.corrcoef(predicted[:, 0], truth[:, 0])[0, 1] > 0.95
+    assert np.corrcoef(predicted[:, 0], truth[:, 0])[0, 1] > 0.99
     scaler = StandardScaler().fit(features.astype(float))
     oracle = Ridge(ridge.alpha, solver="svd").fit(scaler.transform(features.astype(float)), expression)
     np.testing.assert_allclose(predicted, oracle.predict(scaler.transform(new.astype(float))), rtol=1e-5)

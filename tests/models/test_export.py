@@ -80,7 +80,7 @@ def reseal(folder: Path, name: str) -> None:
     "config",
     [
         {},
-        {"loss": "mse_pearson", "auxiliary": {"weight": 0.5, "standardize": False}},
+        {"loss": "mse_pearson", "weight": 0.5, "standardize": False},
         {"loss": "negative_binomial"},
         {"backbone": "efficientnet_b0"},  # running statistics and a learned head of its own
         {"backbone": "inception_v3"},  # enlarged input
@@ -115,6 +115,12 @@ def test_everything_beside_the_weights_returns(saved, make_model):
     assert loaded.transform == ExpressionTransform()
     assert loaded.preprocessing == preprocessing_of(make_model())
     assert loaded.provenance == PROVENANCE
+
+
+def test_another_unit_of_expression_returns(tmp_path, make_model):
+    transform = ExpressionTransform("stnet", n_genes=1000)
+    save(tmp_path, make_model(), transform=transform)
+    assert load_model(tmp_path).transform == transform
 
 
 def test_the_folder_holds_four_files_and_nothing_pickled(saved):
@@ -214,7 +220,7 @@ def test_weights_of_another_network_are_refused_in_one_line(saved):
         ("[]", "was not written by stexpr"),
         ('{"architecture": "resnet18", "num_classes": 0}', "was not written by stexpr"),  # timm's own
         ('{"format": 2, "sha256": {}}', "has format 2, this stexpr reads format 1"),
-        ('{"format": 1, "sha256": {}}', "is missing"),
+        ('{"format": 1, "sha256": {}}', "transform has the keys kind"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(saved, text, message):
@@ -236,7 +242,10 @@ def test_a_config_that_is_not_ours_is_refused(saved, text, message):
         (("objectives",), {}),
         (("objectives", "secondary"), {"kind": "mse"}),
         (("transform", "kind"), "exp"),
-        (("transform",), {"kind": "stnet", "n_genes": 0}),
+        (("transform", "kind"), "stnet"),  # which needs the number of genes
+        (("transform", "target_sum"), "much"),
+        (("preprocessing", "window_px"), 0),
+        (("preprocessing", "window_px"), 10**6),
         (("preprocessing", "window_px"), "wide"),
         (("preprocessing", "input_px"), 999),
         (("preprocessing", "mean"), [1, 2]),
@@ -260,9 +269,71 @@ def test_a_config_that_asks_for_something_else_is_refused(saved, path, value):
     assert "\n" not in str(caught.value)
 
 
+KEYS = ("backbone", "auxiliary_weight", "objectives", "transform", "preprocessing", "panel", "provenance", "sha256")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", ["absent", None, "?", -3, [], {}, [1, 2]], ids=str)
+def test_an_entry_of_another_kind_is_refused(saved, key, value):
+    if (key, value) == ("provenance", {}):
+        return  # nothing is known of where it comes from, which is allowed
+    rewrite(saved, lambda config: config.pop(key) if value == "absent" else config.update({key: value}))
+    with pytest.raises(ModelError) as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_weights_that_are_missing_or_too_many_are_named(saved, change):
+    tensors = load_file(saved / WEIGHTS)
+    mean = tensors.pop("main_objective.mean")
+    if change == "surplus":
+        tensors |= {"main_objective.mean": mean, "surplus": mean.clone()}
+    elif change == "shape":
+        tensors["main_objective.mean"] = mean[:2].clone()
+    save_file(tensors, saved / WEIGHTS)
+    reseal(saved, WEIGHTS)
+    with pytest.raises(ModelError, match=r"surplus|main_objective\.mean"):
+        load_model(saved)
+
+
+def test_a_pickle_is_not_opened_even_with_its_checksum(saved, make_model):
+    torch.save(make_model().state_dict(), saved / WEIGHTS)
+    reseal(saved, WEIGHTS)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_model(saved)
+
+
+def test_a_gene_taken_away_does_not_fit_the_weights(saved):
+    lines = (saved / GENES).read_text().splitlines(keepends=True)
+    (saved / GENES).write_text("".join(lines[:1] + lines[2:]))
+    reseal(saved, GENES)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_model(saved)
+
+
+def test_names_beside_the_checksums_are_never_opened(saved):
+    secret = saved.parent / "secret"
+    secret.write_text("left alone")
+    digest = hashlib.sha256(b"left alone").hexdigest()
+    rewrite(saved, lambda config: config["sha256"].update({"../secret": digest, "/nowhere": digest}))
+    assert load_model(saved).panel == PANEL
+    rewrite(saved, lambda config: config["sha256"].pop(WEIGHTS))
+    with pytest.raises(ModelError, match="is not the file"):
+        load_model(saved)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "gene,role\nACTB,main\n", "gene,role,detection\nACTB,third,\n", "gene,role,detection\nACTB\n", "a,b,c\n\xff"],
+    [
+        "",
+        "gene,role\nACTB,main\n",
+        "gene,role,detection\nACTB,third,\n",
+        "gene,role,detection\nACTB\n",
+        "a,b,c\n\xff",
+        'gene,role,detection\n"A,main,\n',
+    ],
 )
 def test_a_gene_table_of_another_shape_is_refused(saved, text):
     (saved / GENES).write_bytes(text.encode("latin-1"))
@@ -286,11 +357,13 @@ def test_a_later_model_replaces_an_earlier_one(saved, make_model, make_batch):
         assert load_model(saved).model.predict(patches).equal(later.predict(patches))
 
 
-def test_a_folder_of_another_library_is_left_alone(tmp_path, make_model):
-    (tmp_path / CONFIG).write_text('{"architectures": ["Bert"]}')
+@pytest.mark.parametrize("text", ['{"architectures": ["Bert"]}', "{}", "not JSON", "3"])
+def test_a_folder_of_another_library_is_left_alone(tmp_path, make_model, text):
+    (tmp_path / CONFIG).write_text(text)
     with pytest.raises(ModelError, match="of another library"):
         save(tmp_path, make_model())
     assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
+    assert (tmp_path / CONFIG).read_text() == text
 
 
 def test_what_cannot_be_written_is_said_and_leaves_the_earlier_model_whole(saved, make_model):

@@ -125,7 +125,7 @@ def test_mse_pearson_adds_half_of_one_minus_r() -> None:
 
 def test_mse_pearson_refuses_a_batch_of_one() -> None:
     counts, library = map(torch.from_numpy, draw(n=1))
-    with pytest.raises(ModelError, match="mse_pearson.*at least two"):
+    with pytest.raises(ModelError, match=r"mse_pearson.*at least two"):
         fitted("mse_pearson").loss(torch.zeros(1, 6), counts, library)
 
 
@@ -163,7 +163,7 @@ def test_negative_binomial_loss_and_slopes_are_scipys_and_torchs(log_inverse: fl
     (-oracle.log_prob(torch.from_numpy(counts).double()).mean()).backward()
     assert output.grad is not None
     assert exact.grad is not None
-    np.testing.assert_allclose(output.grad.numpy(), exact.grad.numpy(), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(output.grad.numpy(), exact.grad.numpy(), rtol=1e-3, atol=2e-6)
     if abs(log_inverse) not in (8.0, 12.0):  # at the limits the slope is cut
         slope, oracle_slope = objective.log_inverse_dispersion.grad, log_r.grad
         assert slope is not None

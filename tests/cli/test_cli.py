@@ -1,0 +1,193 @@
+"""The command line, run as a person runs it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from stexpr import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+FROZEN = {
+    "config schema": [],
+    "config show": ["OVERRIDES", "STUDY"],
+    "data fetch": ["--from", "--output", "-o", "CARD"],
+    "data list": [],
+    "data verify": ["CARD", "FOLDER"],
+    "demo": ["--output", "--seed", "-o"],
+    "doctor": [],
+    "evaluate": ["RUN"],
+    "leaderboard": ["--cohort", "--output", "--protocol", "-o", "RUNS"],
+    "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
+    "train": ["--runs", "OVERRIDES", "STUDY"],
+}
+"""What scripts of users rely on: change it only with a line in the CHANGELOG."""
+
+
+@pytest.fixture
+def stexpr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command line in an empty folder; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stexpr", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as err:
+            code = int(err.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_verbs_and_flags_are_frozen():
+    found = {}
+
+    def walk(command, path: str) -> None:
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                walk(inner, f"{path} {name}".strip())
+            return
+        names = [opt if opt.startswith("-") else opt.upper() for param in command.params for opt in param.opts]
+        found[path] = sorted(name for name in names if name != "--help")
+
+    walk(typer.main.get_command(cli.app), "")
+    assert found == FROZEN
+
+
+def test_from_raw_files_to_a_leaderboard(stexpr: Run, raw_cohort: Path, tmp_path: Path):
+    code, out, err = stexpr("prepare", raw_cohort, "--from", raw_cohort.parent, "-o", "cohort")
+    assert (code, err) == (0, "")
+    assert "4 sections, 3 patients, 24 genes, 32 px patches at 1 um/px" in out
+    study = {
+        "name": "mine",
+        "cohort": "cohort",
+        "protocol": {"panel": {"n_main": 10}},
+        "model": {"backbone": "tiny"},
+        "training": {"epochs": 2},
+        "runtime": {"device": "cpu"},
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(study))
+    code, out, err = stexpr("train", "mine.yaml", "input.window_px=24")
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 9
+    assert "color ridge, fold 2: mean r 0." in out
+    code, out, err = stexpr("evaluate", "runs")
+    assert code == 0
+    assert out.count("as recorded") == 9
+    code, out, err = stexpr("leaderboard", "runs", "-o", "board")
+    assert code == 0
+    assert "tiny + aux" in out
+    assert {path.name for path in Path("board").iterdir()} == {
+        "leaderboard.csv",
+        "leaderboard.md",
+        "leaderboard.png",
+        "per_gene.csv",
+    }
+    code, out, err = stexpr("data", "verify", "cohort")
+    assert (code, "is as it was written" in out) == (0, True)
+
+
+def test_config_show_reads_back(stexpr: Run):
+    code, out, _ = stexpr("config", "show", "mob", "seed=3", "training.lr=1e-4")
+    assert code == 0
+    values = yaml.safe_load(out)
+    assert (values["seed"], values["training"]["lr"], values["model"]["kind"]) == (3, 1e-4, "network")
+    Path("again.yaml").write_text(out)
+    assert stexpr("config", "show", "again.yaml")[1] == out
+
+
+def test_config_schema_is_json(stexpr: Run):
+    code, out, _ = stexpr("config", "schema")
+    assert code == 0
+    assert "protocol" in json.loads(out)["properties"]
+
+
+def test_doctor_finds_this_installation_well(stexpr: Run):
+    code, out, _ = stexpr("doctor")
+    assert code == 0, out
+    for what in ("torch and torchvision", "openslide", "cache folder", "device", "squidpy"):
+        assert what in out
+    assert "PROBLEM" not in out
+
+
+def test_doctor_reports_what_is_wrong(monkeypatch: pytest.MonkeyPatch, stexpr: Run, tmp_path: Path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the cache folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    code, out, _ = stexpr("doctor")
+    assert code == 1
+    assert "PROBLEM" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "mop"], "did you mean 'mob'?"),
+        (["train", "mob", "trainin.lr=1"], "unknown key 'trainin'; did you mean 'training'?"),
+        (["train", "mob", "training.lr"], "not of the form key=value"),
+        (["train", "mob"], "cohorts/mob"),
+        (["prepare", "mobb", "--from", ".", "-o", "x"], "did you mean 'mob'?"),
+        (["prepare", "mob", "--from", "nowhere", "-o", "x"], "nowhere"),
+        (["data", "fetch", "stnet"], "stnet"),
+        (["leaderboard", "runs"], "no folder runs"),
+        (["evaluate", "runs"], "no finished run"),
+        (["config", "show", "."], "no configuration"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_exit_code_2(stexpr: Run, arguments: list[str], message: str):
+    code, out, err = stexpr(*arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("stexpr: ")
+    assert message in err
+    assert "Traceback" not in out + err
+
+
+def test_a_full_disk_is_one_line(stexpr: Run, monkeypatch: pytest.MonkeyPatch, raw_cohort: Path):
+    """/dev/full refuses every byte, as a full disk does."""
+    import shutil
+    import tempfile
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    Path("study.yaml").write_text("cohort: nowhere\n")
+    shutil.rmtree("runs", ignore_errors=True)
+    from stexpr.cli import terminal
+
+    def full(path: Path) -> None:
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    monkeypatch.setattr(terminal, "say", full)
+    code, _, err = stexpr("config", "schema")
+    assert code == 2
+    assert "No space left on device" in err
+
+
+@pytest.mark.real
+def test_fetch_and_verify_the_olfactory_bulb(stexpr: Run, shared_data: Path):
+    code, out, err = stexpr("data", "fetch", "mob", "--from", shared_data / "mob")
+    assert (code, err) == (0, "")
+    assert "9 files" in out
+    assert stexpr("data", "verify", "mob")[0] == 0
+    with open("raw/mob/MOB2.tsv", "a") as file:
+        file.write("x")
+    code, out, _ = stexpr("data", "verify", "mob")
+    assert code == 1
+    assert "MOB2.tsv" in out
+
+
+def test_the_cards_are_listed(stexpr: Run):
+    code, out, _ = stexpr("data", "list")
+    assert code == 0
+    for name in ("her2st", "hest", "mob", "stnet", "synthetic"):
+        assert name in out
