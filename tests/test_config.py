@@ -23,8 +23,8 @@ from stexpr.config import (
     resource_folder,
     validated,
 )
+from stexpr.config.values import find_config, read_yaml, set_override
 from stexpr.errors import ConfigError
-from stexpr.settings import find_config, read_yaml, set_override
 
 STUDY = {"cohort": "cohorts/mob"}
 
@@ -305,6 +305,6 @@ def test_networks_under_one_protocol_share_their_baselines() -> None:
 
 
 def test_a_broken_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("stexpr.settings.__file__", str(tmp_path / "stexpr" / "settings.py"))
+    monkeypatch.setattr("stexpr.config.values.__file__", str(tmp_path / "stexpr" / "settings.py"))
     with pytest.raises(ConfigError, match="the installation is incomplete"):
         resource_folder("configs")

@@ -38,7 +38,8 @@ def fetch(
     target = output or Path("raw") / loaded.name
     with terminal.bar() as progress:
         report = fetching.fetch(loaded, target, source=source, progress=progress)
-    terminal.say(f"{target}: {report}")
+    checked = "every checksum right" if not report.unchecked else f"no checksum known for {', '.join(report.unchecked)}"
+    terminal.say(f"{target}: {len(report.fetched)} files fetched, {len(report.present)} there before, {checked}")
 
 
 @app.command()
@@ -59,6 +60,6 @@ def verify(
         return
     loaded = cards.load_card(card)
     report = fetching.verify(loaded, folder or Path("raw") / loaded.name)
-    terminal.say(str(report))
+    terminal.show_table(("file", "state"), report.states.items())
     if not report.whole:
         raise typer.Exit(1)

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find them
-    import stexpr.cli.doctor
     import stexpr.data.store
 
 T = TypeVar("T")
@@ -77,6 +76,6 @@ def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
     )
 
 
-def show_findings(findings: Iterable["stexpr.cli.doctor.Finding"]) -> None:
-    """Print what `doctor` found."""
-    show_table(("", "what", "found"), (("ok" if item.fine else "PROBLEM", item.what, item.found) for item in findings))
+def show_findings(findings: Iterable[tuple[str, str, bool]]) -> None:
+    """Print what `doctor` found: what was looked at, what was found, whether that is fine."""
+    show_table(("", "what", "found"), (("ok" if fine else "PROBLEM", what, found) for what, found, fine in findings))

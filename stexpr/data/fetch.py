@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stexpr.config.files import hash_file, writable, write_whole
 from stexpr.data.cards import CardFile, DataCard
-from stexpr.data.manifest import hash_file, writable, write_whole
 from stexpr.errors import CardError, DataError
 from stexpr.types import Progress, silent
 

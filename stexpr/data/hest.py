@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float64, UInt8
 
-from stexpr.data.manifest import write_whole
+from stexpr.config.files import write_whole
 from stexpr.types import SPATIAL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +43,8 @@ def write_spots(path: Path, spots: Any, thumbnail: UInt8[Array, "H W 3"], *, sca
     if spot_px is not None:
         factors["spot_diameter_fullres"] = spot_px
     spots.uns[SPATIAL] = {"ST": {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}}
-    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"))
+    needs = spots.X.data.nbytes + spots.X.indices.nbytes + thumbnail.nbytes  # before compression
+    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"), needs=needs)
 
 
 def write_patches(
@@ -84,7 +85,7 @@ def write_patches(
             # HEST keeps barcodes as bytes of one length, one to a row.
             file["barcode"] = np.array([barcode.encode() for barcode in barcodes])[:, None]
 
-    write_whole(path, write)
+    write_whole(path, write, needs=len(barcodes) * window_px**2 * 3)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from stexpr.data.rasters import Box, OpenSlideRaster, PillowRaster, Raster, cut
+from stexpr.data.rasters import Box, OpenSlideRaster, PillowRaster, Raster, cut, slide_vendor
 from stexpr.data.tiff import TiffRaster
 from stexpr.errors import DataError
 
@@ -203,9 +203,7 @@ def _open_raster(path: Path) -> Raster:
     if not path.is_file():
         raise DataError(f"image {path} does not exist; fetch the cohort's files or correct the path on its card")
     if path.suffix.lower() not in _PLAIN_SUFFIXES:
-        import openslide
-
-        vendor = openslide.OpenSlide.detect_format(str(path))
+        vendor = slide_vendor(path)
         # openslide takes any tiled TIFF, but sees neither the levels of an OME-TIFF nor its scale.
         if vendor not in (None, "generic-tiff"):
             return OpenSlideRaster(path)

@@ -4,18 +4,16 @@ The manifest is written last, so a folder without it is not a cohort. It names e
 no name in it can leave the folder.
 """
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
 from stexpr.config import Stain, Strict, Unit, content_hash, validated
+from stexpr.config.files import hash_file, write_whole
 from stexpr.errors import ConfigError, DataError
 
 MANIFEST = "cohort.json"
@@ -169,49 +167,6 @@ def write_manifest(folder: Path, manifest: CohortManifest) -> None:
     """Write `cohort.json`, whole or not at all."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
     write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place; a failure leaves the old file and no other.
-
-    Raises:
-        DataError: The folder is read-only or the disk full.
-    """
-    partial = path.with_name(f".{path.name}.part")
-    with writable(path.parent):
-        try:
-            write(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Create a folder, and turn what the disk refuses inside the block into an error that names it.
-
-    Raises:
-        DataError: The folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as err:
-        reason = err.strerror or str(err)
-        raise DataError(f"cannot write into {folder}: {reason}; free space or choose another folder") from err
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as err:
-        raise DataError(f"cannot read {path}: {err.strerror or err}") from err
 
 
 def stored_file(path: Path) -> StoredFile:

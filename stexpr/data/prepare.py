@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stexpr.config import PrepareConfig, content_hash
+from stexpr.config.files import hash_file, writable, write_whole
 from stexpr.data.cards import DataCard, SectionEntry
 from stexpr.data.cutting import section_stain, write_section
 from stexpr.data.manifest import (
@@ -23,11 +24,8 @@ from stexpr.data.manifest import (
     CohortManifest,
     PreparedSection,
     check_section_names,
-    hash_file,
     read_manifest,
-    writable,
     write_manifest,
-    write_whole,
 )
 from stexpr.data.readers import read_section
 from stexpr.data.section import Section, join_genes

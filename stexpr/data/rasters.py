@@ -98,6 +98,14 @@ class PillowRaster:
             raise DataError(f"image {self.path} is broken or truncated ({reason(err)}); fetch it again") from err
 
 
+def slide_vendor(path: Path) -> str | None:
+    """Return the slide format openslide sees in a file, None if it knows none."""
+    import openslide
+
+    vendor: str | None = openslide.OpenSlide.detect_format(str(path))
+    return vendor
+
+
 class OpenSlideRaster:
     """A slide format that openslide reads."""
 

@@ -17,7 +17,8 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import UInt8
 
-from stexpr.data.manifest import CohortManifest, PreparedSection, hash_file, read_manifest, section_files
+from stexpr.config.files import hash_file
+from stexpr.data.manifest import CohortManifest, PreparedSection, read_manifest, section_files
 from stexpr.errors import DataError, nearest
 from stexpr.types import SPATIAL, Progress, silent
 

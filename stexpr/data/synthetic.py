@@ -15,9 +15,9 @@ import yaml
 from pydantic import Field
 
 from stexpr.config import PrepareConfig, Strict, Unit, validated
+from stexpr.config.files import hash_file, writable, write_whole
 from stexpr.data.cards import CardFile, DataCard, SectionEntry, load_card
 from stexpr.data.fetch import verify
-from stexpr.data.manifest import hash_file, writable, write_whole
 from stexpr.data.synthetic_genes import GenePrograms, draw_counts, plan_genes
 from stexpr.data.synthetic_image import Stain, draw
 from stexpr.data.synthetic_tissue import MORPHOLOGY, grow, measure_spots, spot_grid

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from stexpr.data.manifest import write_whole
+from stexpr.config.files import write_whole
 from stexpr.errors import DataError, ProtocolError
 from stexpr.evaluate.aggregate import KEYS, Aggregate, aggregate, aggregate_replicates, average_seeds
 from stexpr.evaluate.intervals import T_FROM, Interval, patient_interval

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from stexpr.config import Strict, content_hash, validated
-from stexpr.data.manifest import write_whole
+from stexpr.config.files import write_whole
 from stexpr.errors import ConfigError, DataError
 
 __all__ = ["Record", "Run", "Runs", "Value", "read_record", "read_records", "versions", "write_record"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32
 
-from stexpr.data.manifest import write_whole
+from stexpr.config.files import write_whole
 from stexpr.errors import DataError, StexprError
 from stexpr.evaluate import metrics
 from stexpr.evaluate.aggregate import METRICS, Aggregate, aggregate, aggregate_replicates

@@ -4,14 +4,13 @@ Nothing in it is executed on loading, and no name in it is a path: weights are s
 CSV, and checksums tie them together.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
@@ -22,7 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from stexpr.config import Strict, validated
-from stexpr.errors import ConfigError, DataError, ModelError
+from stexpr.config.files import write_whole
+from stexpr.errors import ConfigError, ModelError
 from stexpr.models.backbones import create_backbone
 from stexpr.models.model_card import model_card
 from stexpr.models.objectives import LossKind, Objective, empty_objective
@@ -258,18 +258,9 @@ def _read_panel(path: Path, content: bytes, settings: PanelSettings) -> GenePane
 def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     if (folder / CONFIG).exists():
         _refuse_foreign(folder / CONFIG)
-    beside = {name: folder / f".{name}.part" for name in contents}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            beside[name].write_bytes(content)
-        for name, path in beside.items():
-            os.replace(path, folder / name)
-    except OSError as err:
-        for path in beside.values():
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                path.unlink()
-        raise DataError(f"the model cannot be written to {folder}: {err.strerror}") from err
+    room = sum(map(len, contents.values()))  # for all of them, so that a full disk leaves an earlier model whole
+    for name, content in contents.items():
+        write_whole(folder / name, partial(Path.write_bytes, data=content), needs=room)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from stexpr.config import StudyConfig
-from stexpr.data.manifest import write_whole
+from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
 
 PREDICTIONS = "predictions.h5ad"

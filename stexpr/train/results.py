@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float32
 
 from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config.files import write_whole
 from stexpr.data.datasets import SpotDataset
-from stexpr.data.manifest import write_whole
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.figures import gene_map_figure
@@ -27,6 +27,8 @@ from stexpr.types import MEASURED
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 MAPPED_GENES = 3
+H5AD_BYTES = 200_000
+"""What an h5ad file of names and coordinates takes beside its matrices."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def write_results(job: Job, predicted: Predicted) -> tuple[Scores, list[Path]]:
     adata = predictions_anndata(
         predicted.expression, predicted.test, job.panel, job.transform, predicted.training_mean, job.provenance()
     )
-    write_whole(job.folder / names.PREDICTIONS, adata.write_h5ad)
+    write_whole(job.folder / names.PREDICTIONS, adata.write_h5ad, needs=adata.X.nbytes * 2 + H5AD_BYTES)
     scores = score(adata, pooling=job.config.protocol.pooling)
     scores.write(job.folder)
     maps = _draw_maps(adata, scores.per_gene, job.folder / names.MAPS) if predicted.trained else []

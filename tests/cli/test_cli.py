@@ -1,8 +1,9 @@
 """The command line, run as a person runs it."""
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -151,33 +152,46 @@ def test_what_is_refused_is_one_line_and_exit_code_2(stexpr: Run, arguments: lis
     assert "Traceback" not in out + err
 
 
-def test_a_full_disk_is_one_line(stexpr: Run, monkeypatch: pytest.MonkeyPatch, raw_cohort: Path):
-    """/dev/full refuses every byte, as a full disk does."""
-    import shutil
-    import tempfile
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this system")
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    Path("study.yaml").write_text("cohort: nowhere\n")
-    shutil.rmtree("runs", ignore_errors=True)
-    from stexpr.cli import terminal
 
-    def full(path: Path) -> None:
-        with open("/dev/full", "w") as file:
-            file.write("x" * 100_000)
-
-    monkeypatch.setattr(terminal, "say", full)
-    code, _, err = stexpr("config", "schema")
+def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
+    stexpr: Run, raw_cohort: Path, small_cohort: Path, small_disk: Path
+):
+    Path("study.yaml").write_text(
+        f"cohort: {small_cohort}\nfolds: [0]\nmodel: {{kind: training_mean}}\nprotocol: {{panel: {{n_main: 5}}}}\n"
+    )
+    earlier = small_disk / "earlier.txt"
+    earlier.write_text("whole")
+    (small_disk / "filler").write_bytes(b"x" * 280_000)
+    code, _, err = stexpr("train", "study.yaml", "--runs", small_disk / "runs")
     assert code == 2
+    assert err.count("\n") == 1
     assert "No space left on device" in err
+    assert not list(small_disk.glob("runs/*/record.json"))
+    assert earlier.read_text() == "whole"
+    code, _, err = stexpr("prepare", raw_cohort, "--from", raw_cohort.parent, "-o", small_disk / "cohort")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    (small_disk / "filler").unlink()
+    assert stexpr("train", "study.yaml", "--runs", small_disk / "runs")[0] == 0
 
 
 @pytest.mark.real
 def test_fetch_and_verify_the_olfactory_bulb(stexpr: Run, shared_data: Path):
     code, out, err = stexpr("data", "fetch", "mob", "--from", shared_data / "mob")
     assert (code, err) == (0, "")
-    assert "9 files" in out
+    assert "9 files fetched, 0 there before, every checksum right" in out
     assert stexpr("data", "verify", "mob")[0] == 0
     with open("raw/mob/MOB2.tsv", "a") as file:
         file.write("x")

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stexpr.config.files import write_whole
 from stexpr.data.hest import on_axis, write_metadata, write_patches, write_spots
 from stexpr.data.manifest import (
     MANIFEST,
@@ -22,7 +23,6 @@ from stexpr.data.manifest import (
     section_files,
     stored_file,
     write_manifest,
-    write_whole,
 )
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError

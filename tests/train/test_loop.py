@@ -151,7 +151,8 @@ def test_a_predictions_file_names_spots_genes_and_units(study: Callable[..., Stu
     fit = make_fit(study(), small_cohort)
     predicted = predict_expression(fit.model, fit.dataset, torch.arange(128), batch_size=64)
     adata = predictions_anndata(predicted, fit.dataset, PANEL, UNIT, predicted.mean(axis=0), {"cohort": "small"})
-    assert adata.obs_names[0] == "b1:0x0" and adata.var_names.tolist() == list(PANEL.main)
+    assert adata.obs_names[0] == "b1:0x0"
+    assert adata.var_names.tolist() == list(PANEL.main)
     np.testing.assert_array_equal(adata.obsm["spatial"][0], [20.0, 20.0])
     assert adata.uns["stexpr"] == '{"cohort": "small"}'
 

@@ -25,7 +25,7 @@ def content_hash(value: Any) -> str:
 
 def resource_folder(kind: Literal["configs", "data_cards"]) -> Path:
     """Find the files that come with stexpr: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / kind, package.parent / kind):
         if folder.is_dir():
             return folder

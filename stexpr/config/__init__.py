@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from stexpr.settings import Strict as Strict
-from stexpr.settings import content_hash as content_hash
-from stexpr.settings import find_config, read_yaml, set_override
-from stexpr.settings import resource_folder as resource_folder
-from stexpr.settings import validated as validated
+from stexpr.config.values import Strict as Strict
+from stexpr.config.values import content_hash as content_hash
+from stexpr.config.values import find_config, read_yaml, set_override
+from stexpr.config.values import resource_folder as resource_folder
+from stexpr.config.values import validated as validated
 
 Unit: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Stain: TypeAlias = Literal["none", "reinhard", "macenko"]

@@ -1,0 +1,65 @@
+"""How files reach the disk: whole or not at all, and with one clear word where the disk refuses."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stexpr.errors import DataError
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, needs: int = 0) -> None:
+    """Let `write` fill a file beside `path`, then put it in place; a failure leaves the old file and no other.
+
+    Args:
+        path: The file; its folder is made if need be.
+        write: Writes to the path it is given.
+        needs: Bytes about to be written, where known. Room for them is asked for beforehand, because HDF5 leaves an open
+            file and a page of its own messages behind when the disk fills up under it.
+
+    Raises:
+        DataError: The folder is read-only or the disk full.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    with writable(path.parent):
+        free = shutil.disk_usage(path.parent).free
+        if needs > free:
+            raise DataError(
+                f"cannot write {path}: No space left on device ({needs / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free); "
+                "free space or choose another folder"
+            )
+        try:
+            write(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Create a folder, and turn what the disk refuses inside the block into an error that names it.
+
+    Raises:
+        DataError: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as err:
+        reason = err.strerror or str(err)
+        raise DataError(f"cannot write into {folder}: {reason}; free space or choose another folder") from err
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as err:
+        raise DataError(f"cannot read {path}: {err.strerror or err}") from err
