@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.metrics import pearson_per_gene
 
 __all__ = ["gene_map_figure", "leaderboard_figure", "save_figure"]
@@ -27,11 +27,13 @@ def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def leaderboard_figure(board: Leaderboard) -> Any:
+def leaderboard_figure(title: str, models: pd.DataFrame, patients: pd.DataFrame) -> Any:
     """Draw every model's mean r with its interval, and each patient's r below it.
 
     Args:
-        board: The board; models whose r is undefined keep their line and say so.
+        title: Cohort and protocol.
+        models: One row per model, best first; models whose r is undefined keep their line and say so.
+        patients: r by model and patient, models in the same order.
 
     Returns:
         A matplotlib Figure, unattached to any window.
@@ -39,14 +41,13 @@ def leaderboard_figure(board: Leaderboard) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    models = board.models
     names = [str(name) for name in models["model"]]
     longest = max(len(name) for name in names)
     figure = Figure(figsize=(4.9 + 0.075 * longest, 1.5 + 0.34 * len(models)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for place, row in enumerate(models.to_dict("records")):
         color = BASELINE if row["kind"] == "baseline" else NETWORK
-        values = board.patients.iloc[place].to_numpy(dtype=float)
+        values = patients.iloc[place].to_numpy(dtype=float)
         axes.plot(values, np.full(len(values), place + 0.24), ".", color=PATIENT, markersize=5, zorder=2)
         if np.isnan(row["r"]):
             axes.annotate("r undefined", (0, place), (6, 0), textcoords="offset points", color=color, fontsize=8, va="center")
@@ -70,7 +71,7 @@ def leaderboard_figure(board: Leaderboard) -> Any:
         Line2D([], [], color=PATIENT, marker=".", linestyle="none", label="one patient"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(board.title, fontsize=11, color=INK, fontweight="bold")
+    figure.suptitle(title, fontsize=11, color=INK, fontweight="bold")
     axes.set_title(f"line: {intervals[0]}" if intervals else "", fontsize=8, color=INK)
     return figure
 

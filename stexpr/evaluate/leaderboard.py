@@ -74,7 +74,9 @@ class Leaderboard:
         }
         for name, text in texts.items():
             write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
-        write_whole(folder / "leaderboard.png", partial(save_figure, leaderboard_figure(self)))
+        write_whole(
+            folder / "leaderboard.png", partial(save_figure, leaderboard_figure(self.title, self.models, self.patients))
+        )
         return [*(folder / name for name in texts), folder / "leaderboard.png"]
 
 

@@ -15,7 +15,7 @@ from stexpr.evaluate.records import Run
 
 def test_leaderboard_figure_shows_every_model_and_patient(write_runs: Callable[..., list[Run]], tmp_path: Path) -> None:
     board = leaderboard(write_runs())
-    figure = leaderboard_figure(board)
+    figure = leaderboard_figure(board.title, board.models, board.patients)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == board.models["model"].tolist()
     assert axes.yaxis_inverted()  # the best on top

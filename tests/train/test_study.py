@@ -149,7 +149,7 @@ LONG = (
 
 
 @pytest.mark.parametrize(
-    ("number", "lines"), [(signal.SIGKILL, 3), (signal.SIGKILL, 16), (signal.SIGTERM, 5), (signal.SIGINT, 14)]
+    ("number", "lines"), [(signal.SIGKILL, 3), (signal.SIGKILL, 10), (signal.SIGTERM, 5), (signal.SIGINT, 13)]
 )
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     study: Study, tmp_path: Path, number: signal.Signals, lines: int, uninterrupted: Callable[[StudyConfig], Path]
