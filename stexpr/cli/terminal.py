@@ -25,10 +25,12 @@ class Bars:
     def __call__(self, items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
         """Yield the items, moving the bar."""
         task = self._display.add_task(label, total=total)
-        for item in items:
-            yield item
-            self._display.advance(task)
-        self._display.remove_task(task)
+        try:
+            for item in items:
+                yield item
+                self._display.advance(task)
+        finally:  # also when the loop is left early
+            self._display.remove_task(task)
 
 
 @contextmanager

@@ -62,7 +62,9 @@ class Leaderboard:
 
         Raises:
             DataError: The folder cannot be written.
+            ProtocolError: It holds the board of another cohort or protocol.
         """
+        self._refuse_other_board(folder / "leaderboard.md")
         from stexpr.evaluate.figures import leaderboard_figure, save_figure
 
         patients = self.patients.add_prefix("r_patient_").reset_index(drop=True)
@@ -78,6 +80,14 @@ class Leaderboard:
             folder / "leaderboard.png", partial(save_figure, leaderboard_figure(self.title, self.models, self.patients))
         )
         return [*(folder / name for name in texts), folder / "leaderboard.png"]
+
+    def _refuse_other_board(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        there = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        here = self.markdown().partition("\n")[0]
+        if there != here:
+            raise ProtocolError(f"{path} holds another board ({there!r}, not {here!r}); give another folder with --output")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stexpr.models.augment import augment
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag
+from stexpr.types import Progress, silent
 
 
 @dataclass
@@ -118,7 +119,14 @@ class Fit:
         self.best_weights = state["best"]
 
     def run(
-        self, *, keep_best: bool, stop: StopFlag, on_epoch: Callable[[dict[str, float]], None], save: Callable[[], None]
+        self,
+        *,
+        keep_best: bool,
+        stop: StopFlag,
+        on_epoch: Callable[[dict[str, float | int]], None],
+        save: Callable[[], None],
+        progress: Progress = silent,
+        label: str = "epochs",
     ) -> None:
         """Train from the current state to the end, or to the end of patience.
 
@@ -127,12 +135,16 @@ class Fit:
             stop: Asked after every step.
             on_epoch: Receives the epoch's mean losses, learning rate and validation r.
             save: Called when the state must reach the disk: before leaving on a signal.
+            progress: Shows the epochs.
+            label: What it says beside them.
 
         Raises:
             InterruptedTrainingError: A signal arrived; the state is saved.
             TrainingError: A loss is not finite.
         """
-        while self.state.epoch < self.n_epochs and not self._out_of_patience():
+        for _ in progress(range(self.state.epoch, self.n_epochs), label, self.n_epochs - self.state.epoch):
+            if self._out_of_patience():
+                break
             self._train_epoch(stop, save)
             values: dict[str, float | int] = {
                 f"train/{part}": float(np.mean(losses)) for part, losses in self.state.losses.items()

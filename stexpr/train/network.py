@@ -19,6 +19,7 @@ from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag, load_checkpoint, save_checkpoint
 from stexpr.train.loop import Fit
 from stexpr.train.tracking import MetricsFile, Tracker
+from stexpr.types import Progress, silent
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -59,10 +60,18 @@ class NetworkTraining:
         dataset: The training spots of the fold, no others.
         transform: Unit of expression.
         folder: The run's folder, for the checkpoint.
+        progress: Shows the epochs of each training.
     """
 
     def __init__(
-        self, config: StudyConfig, fold: Fold, dataset: SpotDataset, transform: ExpressionTransform, folder: Path
+        self,
+        config: StudyConfig,
+        fold: Fold,
+        dataset: SpotDataset,
+        transform: ExpressionTransform,
+        folder: Path,
+        *,
+        progress: Progress = silent,
     ) -> None:
         assert isinstance(config.model, NetworkConfig)
         self.config = config
@@ -71,6 +80,7 @@ class NetworkTraining:
         self.dataset = dataset
         self.transform = transform
         self.path = folder / CHECKPOINT
+        self.progress = progress
         self.curves: list[list[float]] = []
         self.seconds = 0.0
 
@@ -154,7 +164,14 @@ class NetworkTraining:
             if fit.state.epoch % self.config.runtime.checkpoint_epochs == 0 or fit.state.epoch == fit.n_epochs:
                 save()
 
-        fit.run(keep_best=self._keeps_best, stop=stop, on_epoch=on_epoch, save=save)
+        fit.run(
+            keep_best=self._keeps_best,
+            stop=stop,
+            on_epoch=on_epoch,
+            save=save,
+            progress=self.progress,
+            label=f"  fold {self.fold.index}, {self._phase_name(index)}: epochs",
+        )
         self.seconds = before + time.monotonic() - began
 
     def _phase_name(self, index: int) -> str:

@@ -136,6 +136,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
     network = isinstance(config.model, NetworkConfig)
     left_out = sum(inner.left_out for inner in fold.inner)
     notes = [*predicted.notes, *scores.notes]
+    notes += [f"{gene}, included by name, is detected in {panel.detection[gene]:.1%} of the spots" for gene in panel.included]
     if network and left_out:
         notes.append(f"{left_out} spots in the buffer of the inner split neither trained nor validated there")
     return Record.model_validate(

@@ -23,6 +23,7 @@ from stexpr.train.checkpoint import StopFlag
 from stexpr.train.network import CHECKPOINT, NetworkTraining, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
+from stexpr.types import Progress, silent
 
 
 def run_folder(runs: Path, config: StudyConfig, cohort: PreparedCohort, fold: Fold) -> Path:
@@ -38,6 +39,7 @@ def run_fold(
     runs: Path,
     *,
     stop: StopFlag,
+    progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train, predict, score and record one fold, or return at once if its record is there.
@@ -49,6 +51,7 @@ def run_fold(
         split_hash: Identifies all folds of the split together.
         runs: Folder of all runs.
         stop: Asked after every training step.
+        progress: Shows the epochs.
         report: Receives one line when the run is done.
 
     Returns:
@@ -71,7 +74,7 @@ def run_fold(
         job = Job(config, cohort, fold, split_hash, fold_panel(config, cohort, fold), transform, folder)
         trackers: list[Tracker] = []
         is_network = isinstance(config.model, NetworkConfig)
-        predicted = _run_network(job, trackers, stop) if is_network else _run_baseline(job)
+        predicted = _run_network(job, trackers, stop, progress) if is_network else _run_baseline(job)
         scores, maps = write_results(job, predicted)
         seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
         record = make_record(job, predicted, scores, seconds)
@@ -108,13 +111,13 @@ def fold_panel(config: StudyConfig, cohort: PreparedCohort, fold: Fold) -> GeneP
         raise
 
 
-def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag) -> Predicted:
+def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Progress) -> Predicted:
     config, cohort, fold, panel, folder = job.config, job.cohort, job.fold, job.panel, job.folder
     needed = _main_only(panel) if without_auxiliary(config) else panel
     window = config.input.window_px or cohort.window_px
     in_memory = config.runtime.patches_in_memory
     data = SpotDataset(cohort, fold.train_sections, needed, window_px=window, in_memory=in_memory)
-    training = NetworkTraining(config, fold, data, job.transform, folder)
+    training = NetworkTraining(config, fold, data, job.transform, folder, progress=progress)
     resumed = training.resume()
     metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
     trackers.append(metrics)

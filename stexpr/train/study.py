@@ -41,7 +41,7 @@ def run_study(
     Args:
         config: The study.
         runs: Folder of all runs.
-        progress: Shows the runs done.
+        progress: Shows the runs done, and the epochs of each training.
         report: Receives one line per run.
 
     Returns:
@@ -68,5 +68,5 @@ def run_study(
         done = []
         for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):
             stop.raise_if_set()
-            done.append(run_fold(study, cohort, fold, split_hash, runs, stop=stop, report=report))
+            done.append(run_fold(study, cohort, fold, split_hash, runs, stop=stop, progress=progress, report=report))
     return done

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest import make_predictions
 from PIL import Image
+from planted_runs import make_predictions
 
 from stexpr.evaluate.figures import gene_map_figure, leaderboard_figure, save_figure
 from stexpr.evaluate.leaderboard import leaderboard

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_predictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_runs import make_predictions
 
 from stexpr.errors import MetricError
 from stexpr.evaluate.intervals import (

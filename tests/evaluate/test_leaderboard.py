@@ -1,5 +1,6 @@
 """Boards from real run folders: order, words, refusals, and the same bytes twice."""
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MODELS, make_predictions, make_record
+from planted_runs import MODELS, make_predictions, make_record
 
 from stexpr.config import ProtocolConfig
 from stexpr.errors import DataError, ProtocolError
@@ -82,6 +83,17 @@ def test_written_twice_the_texts_are_the_same_bytes(write_runs: Write, tmp_path:
     assert table["genes_median_r_above_0"][0] == 12
     genes = pd.read_csv(tmp_path / "one" / "per_gene.csv")
     assert genes.columns.tolist() == ["rank", "gene", "n_patients", "tiny", "color ridge", "training mean"]
+
+
+def test_the_folder_of_another_board_is_refused(write_runs: Write, tmp_path: Path) -> None:
+    board = leaderboard(write_runs())
+    board.write(tmp_path)
+    before = (tmp_path / "leaderboard.csv").read_bytes()
+    other = dataclasses.replace(board, title="another cohort, protocol stexpr")
+    with pytest.raises(ProtocolError, match=r"holds another board .* give another folder"):
+        other.write(tmp_path)
+    assert (tmp_path / "leaderboard.csv").read_bytes() == before
+    board.write(tmp_path)
 
 
 def test_seeds_of_a_model_are_averaged_and_their_spread_shown(write_runs: Write) -> None:

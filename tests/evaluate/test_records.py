@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import make_record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planted_runs import make_record
 from pydantic import ValidationError
 
 from stexpr.config import content_hash

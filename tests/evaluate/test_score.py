@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from conftest import make_predictions
+from planted_runs import make_predictions
 
 from stexpr.errors import DataError, MetricError
 from stexpr.evaluate.score import BOOTSTRAP_FILE, PER_GENE_FILE, read_per_gene, read_replicates, score

@@ -329,6 +329,13 @@ def test_panel_and_scaler_do_not_change_with_the_test_patient(study: Study, tmp_
     assert (one / "model" / "genes.csv").read_text() == (other / "model" / "genes.csv").read_text()
 
 
+def test_a_gene_included_by_name_is_main_and_its_detection_said(study: Study, tmp_path: Path):
+    run = run_study(study("folds=[0]", "protocol.panel.include=[G23]", "protocol.panel.n_main=6"), tmp_path / "runs")[0]
+    (note,) = [note for note in read_record(run).notes if "included by name" in note]
+    assert note.startswith("G23, included by name, is detected in ")
+    assert (run / "model" / "genes.csv").read_text().splitlines()[1].startswith("G23,main,")
+
+
 def test_cohort_scope_is_named_in_the_record(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.panel.scope=cohort"), tmp_path / "runs")[0]
     assert read_record(run).panel.scope == "cohort"
