@@ -64,7 +64,8 @@ def run_fold(
     folder = run_folder(runs, config, cohort, fold)
     with names.exclusive(folder):
         if (folder / RECORD).exists():
-            report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
+            if isinstance(config.model, NetworkConfig):  # every study of a protocol passes by its baselines
+                report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
             return folder
         began = time.monotonic()
         names.write_config(folder / names.CONFIG, config)
