@@ -74,7 +74,7 @@ def fit_panel(
     Args:
         counts: Raw counts of the spots the panel may see, spots x genes.
         genes: Gene names, in the order of the columns.
-        rule: `top_mean` = highest mean raw count; `highly_variable` = scanpy's `seurat_v3`-free dispersion rule on log
+        rule: `top_mean` = highest mean raw count; `highly_variable` = scanpy's `seurat` dispersions on log
             normalized counts; `list` = exactly `listed`.
         n_main: Number of main genes; ignored by the rule `list`.
         include: Genes that must be main.
