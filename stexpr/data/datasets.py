@@ -86,6 +86,11 @@ class SpotDataset:
             wanted |= own
         return torch.from_numpy(np.flatnonzero(wanted))
 
+    def names(self, rows: Int64[Tensor, "S"]) -> list[str]:
+        """Name spots as `section:barcode`."""
+        spots = self.spots.iloc[rows.tolist()]
+        return [f"{section}:{barcode}" for section, barcode in zip(spots["section"], spots["barcode"], strict=True)]
+
     def batches(self, parts: Sequence[Tensor], *, device: torch.device, workers: int = 0) -> Iterator[SpotBatch]:
         """Yield one batch for each part.
 

@@ -18,12 +18,12 @@ HED = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Optical density of hematoxylin, eosin and a residual in red, green and blue (Ruifrok and Johnston 2001)."""
 
 
-def augment(batch: SpotBatch, config: InputConfig, *, generator: torch.Generator) -> SpotBatch:
+def augment(config: InputConfig, batch: SpotBatch, generator: torch.Generator) -> SpotBatch:
     """Change each patch of a batch at random, as the study says; counts stay as they are.
 
     Args:
-        batch: One step's spots.
         config: Which changes, and how strong.
+        batch: One step's spots.
         generator: The only source of randomness, on the batch's device.
     """
     patches = batch.patches

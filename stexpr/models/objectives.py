@@ -6,7 +6,7 @@ loss. Its statistics are buffers and travel with the model's weights.
 
 import abc
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,20 +20,6 @@ from stexpr.panel import ExpressionScaler, ExpressionTransform
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 LossKind: TypeAlias = Literal["mse", "mse_pearson", "negative_binomial"]
 PEARSON_WEIGHT = 0.5
-
-
-class Loss(NamedTuple):
-    """A loss and what it is made of.
-
-    Attributes:
-        total: To be minimized.
-        parts: Its terms, detached, by name.
-        denominator: Examples the mean is over.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    denominator: int
 
 
 class Objective(nn.Module, abc.ABC):

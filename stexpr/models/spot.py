@@ -15,7 +15,8 @@ from stexpr.config import NetworkConfig
 from stexpr.errors import ModelError
 from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
 from stexpr.models.backbones import Backbone, create_backbone
-from stexpr.models.objectives import Loss, Objective
+from stexpr.models.objectives import Objective
+from stexpr.models.trainable import Loss, TrainableModel
 from stexpr.types import SpotBatch
 
 
@@ -26,7 +27,7 @@ class SpotOutput(NamedTuple):
     auxiliary: Tensor | None
 
 
-class SpotRegressor(nn.Module):
+class SpotRegressor(TrainableModel):
     """Predicts the expression of a spot from its patch.
 
     Args:
@@ -107,14 +108,6 @@ class SpotRegressor(nn.Module):
             total = total + self.predict(turned)
         mean: Tensor = total / N_SYMMETRIES
         return mean
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return parameters for an optimizer: matrices and kernels decay; biases, scales and dispersions do not."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
 
 
 def _head(n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int]) -> nn.Linear:

@@ -1,27 +1,26 @@
-"""The one training loop: any model with `loss(batch)`, any rows of a dataset.
+"""The one training loop: any model that knows its loss, any examples read by row.
+
+It knows nothing of genes or heads: what a batch is, is between the examples and the model.
 
 Nothing random has a state of its own. Each epoch's order, each step's augmentation and each step's dropout are drawn from
 (seed, phase, epoch, step), so a run resumed at any step repeats an uninterrupted one bit by bit.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from stexpr.config import InputConfig, TrainingConfig
-from stexpr.data.datasets import SpotDataset, even_parts
+from stexpr.config import TrainingConfig
+from stexpr.data.datasets import even_parts
 from stexpr.errors import TrainingError
-from stexpr.evaluate.metrics import pearson_per_gene
-from stexpr.inference import autocast, predict_expression
-from stexpr.models.augment import augment
-from stexpr.models.spot import SpotRegressor
-from stexpr.panel import ExpressionTransform
+from stexpr.inference import autocast
+from stexpr.models.trainable import TrainableModel
 from stexpr.train.checkpoint import StopFlag
 from stexpr.types import Progress, silent
 
@@ -34,7 +33,7 @@ class FitState:
         epoch: Epochs completed.
         step: Steps completed in the current epoch.
         losses: Loss parts of the completed steps of the current epoch.
-        curve: Validation r after each completed epoch; empty without validation rows.
+        curve: What validation measured after each completed epoch; empty without it.
     """
 
     epoch: int = 0
@@ -44,21 +43,44 @@ class FitState:
 
     @property
     def best_epoch(self) -> int:
-        """Number of epochs after which validation r was highest, the earliest if several."""
+        """Number of epochs after which validation was best, the earliest if several."""
         return int(np.argmax(self.curve)) + 1
 
 
-class Fit:
+@runtime_checkable
+class Examples(Protocol):
+    """Where the loop reads its examples, by row."""
+
+    def batches(self, parts: Sequence[Tensor], *, device: torch.device, workers: int = 0) -> Iterator[Any]:
+        """Yield one batch, of the kind the model reads, for each part."""
+        ...
+
+    def names(self, rows: Tensor) -> list[str]:
+        """Name rows for a person to find."""
+        ...
+
+
+class Validation(NamedTuple):
+    """What is measured after each epoch, the higher the better."""
+
+    metric: str
+    measure: Callable[[], float]
+
+
+Model = TypeVar("Model", bound=TrainableModel)
+Augment: TypeAlias = Callable[[Any, torch.Generator], Any]
+
+
+class Fit(Generic[Model]):
     """Trains one model on some rows for some epochs.
 
     Args:
         model: The model, on its device.
-        dataset: Where the rows are read.
+        examples: Where the rows are read.
         train_rows: Rows to learn from.
-        validation_rows: Rows to measure r on after each epoch, None for none.
-        transform: Unit of the validation r.
+        validation: What is measured after each epoch, None for nothing.
+        augment: Changes a batch at random, drawing from the generator given.
         training: Optimizer and schedule.
-        inputs: Augmentation.
         n_epochs: When to stop; the learning rate follows `training.epochs` all the same.
         seed: With `phase`, the source of every random number.
         phase: Which training of the run this is.
@@ -67,26 +89,24 @@ class Fit:
 
     def __init__(
         self,
-        model: SpotRegressor,
-        dataset: SpotDataset,
+        model: Model,
+        examples: Examples,
         train_rows: Int64[Tensor, "S"],
-        validation_rows: Int64[Tensor, "N"] | None,
         *,
-        transform: ExpressionTransform,
+        validation: Validation | None,
+        augment: Augment,
         training: TrainingConfig,
-        inputs: InputConfig,
         n_epochs: int,
         seed: int,
         phase: int,
         workers: int = 0,
     ) -> None:
         self.model = model
-        self.dataset = dataset
+        self.examples = examples
         self.train_rows = train_rows
-        self.validation_rows = validation_rows
-        self.transform = transform
+        self.validation = validation
+        self.augment = augment
         self.training = training
-        self.inputs = inputs
         self.n_epochs = n_epochs
         self.seed = seed
         self.phase = phase
@@ -133,7 +153,7 @@ class Fit:
         Args:
             keep_best: Whether to keep the weights of the best validation epoch, and to end with them.
             stop: Asked after every step.
-            on_epoch: Receives the epoch's mean losses, learning rate and validation r.
+            on_epoch: Receives the epoch's mean losses, learning rate and validation.
             save: Called when the state must reach the disk: before leaving on a signal.
             progress: Shows the epochs.
             label: What it says beside them.
@@ -151,9 +171,10 @@ class Fit:
             }
             values["train/lr"] = self.learning_rate(self.state.epoch, self.steps_per_epoch - 1)
             self.state.epoch, self.state.step, self.state.losses = self.state.epoch + 1, 0, {}
-            if self.validation_rows is not None:
-                values["val/pearson"] = self.validate(self.validation_rows)
-                self.state.curve.append(values["val/pearson"])
+            if self.validation is not None:
+                measured = self.validation.measure()
+                values[f"val/{self.validation.metric}"] = measured
+                self.state.curve.append(measured)
                 if keep_best and self.state.best_epoch == self.state.epoch:
                     self.best_weights = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
             on_epoch({"epoch": self.state.epoch, **values})
@@ -170,10 +191,10 @@ class Fit:
         parts = even_parts(order, self.training.batch_size)
         pending: dict[str, list[Tensor]] = {}
         self.model.train()
-        batches = self.dataset.batches(parts[done:], device=self.device, workers=self.workers)
+        batches = self.examples.batches(parts[done:], device=self.device, workers=self.workers)
         for step, batch in enumerate(batches, start=done):
             torch.manual_seed(self._seed(epoch, step))
-            batch = augment(batch, self.inputs, generator=self._generator(epoch, step, device=self.device))
+            batch = self.augment(batch, self._generator(epoch, step, device=self.device))
             self._average_young_statistics(epoch, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(epoch, step)
@@ -208,11 +229,10 @@ class Fit:
         for part, values in pending.items():
             losses = torch.stack(values).float().cpu()
             for i in torch.nonzero(~losses.isfinite()).flatten().tolist():
-                spots = self.dataset.spots.iloc[parts[done + i][:3].tolist()]
-                named = ", ".join(f"{spot.section}:{spot.barcode}" for spot in spots.itertuples())
+                named = ", ".join(self.examples.names(parts[done + i][:3]))
                 raise TrainingError(
                     f"the {part} is {losses[i].item()} at epoch {self.state.epoch + 1}, step {done + i + 1} of "
-                    f"{self.steps_per_epoch} (a batch of {len(parts[done + i])} spots: {named}, ...); lower training.lr or "
+                    f"{self.steps_per_epoch} (a batch of {len(parts[done + i])}: {named}, ...); lower training.lr or "
                     "set training.clip_norm"
                 )
             self.state.losses.setdefault(part, []).extend(losses.tolist())
@@ -228,26 +248,6 @@ class Fit:
         share = (at - 1 / self.steps_per_epoch - warmup) / max(self.training.epochs - warmup, 1e-9)
         return self.training.lr * 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
-    def validate(self, rows: Int64[Tensor, "N"]) -> float:
-        """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0."""
-        predicted = predict_expression(
-            self.model, self.dataset, rows, batch_size=self.training.batch_size, precision=self.training.precision
-        )
-        library = self.dataset.library[rows].numpy()
-        measured = self.transform(self.dataset.counts_main[rows].numpy(), library)
-        sections = self.dataset.spots["section"].to_numpy()[rows.numpy()]
-        means = []
-        for section in dict.fromkeys(sections):
-            own = sections == section
-            scored = measured[own].std(axis=0) > 0
-            if own.sum() > 1 and scored.any():
-                means.append(np.nan_to_num(pearson_per_gene(predicted[own][:, scored], measured[own][:, scored])).mean())
-        if not means:
-            raise TrainingError(
-                "no gene varies over the validation spots, so no epoch can be chosen; set validation.rule=epochs"
-            )
-        return float(np.mean(means))
-
     def _seed(self, *at: int) -> int:
         return int(np.random.SeedSequence([self.seed, self.phase, *at]).generate_state(1, np.uint32)[0])
 
@@ -255,7 +255,7 @@ class Fit:
         return torch.Generator(device=device or "cpu").manual_seed(self._seed(*at))
 
 
-def make_optimizer(model: SpotRegressor, training: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: TrainableModel, training: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimizer; biases and normalization layers are not decayed."""
     groups = model.parameter_groups(training.weight_decay)
     if training.optimizer == "sgd":

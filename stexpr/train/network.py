@@ -2,22 +2,27 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from stexpr.config import NetworkConfig, StudyConfig
+from stexpr.config import NetworkConfig, StudyConfig, TrainingConfig
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold, InnerSplit
-from stexpr.inference import pick_device
+from stexpr.errors import TrainingError
+from stexpr.evaluate.metrics import pearson_per_gene
+from stexpr.inference import pick_device, predict_expression
+from stexpr.models.augment import augment
 from stexpr.models.objectives import make_objective
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag, load_checkpoint, save_checkpoint
-from stexpr.train.loop import Fit
+from stexpr.train.loop import Fit, Validation
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
 
@@ -132,24 +137,31 @@ class NetworkTraining:
         n_epochs = choose_epoch(self.curves) if self.curves else self.config.training.epochs
         return _Phase("final", everything, None, n_epochs)
 
-    def _fit(self, index: int) -> Fit:
+    def _fit(self, index: int) -> Fit[SpotRegressor]:
         phase = self._phase(index)
         model = build_network(self.config, self.dataset, self.transform)
+        rows = phase.validation_rows
+
+        def measure() -> float:
+            assert rows is not None
+            return validation_pearson(model, self.dataset, rows, self.transform, self.config.training)
+
         return Fit(
             model,
             self.dataset,
             phase.train_rows,
-            phase.validation_rows,
-            transform=self.transform,
+            validation=None if rows is None else Validation("pearson", measure),
+            augment=partial(augment, self.config.input),
             training=self.config.training,
-            inputs=self.config.input,
             n_epochs=phase.n_epochs,
             seed=self.config.seed,
             phase=index,
             workers=self.config.runtime.workers,
         )
 
-    def _run_phase(self, index: int, fit: Fit, metrics: MetricsFile, trackers: list[Tracker], stop: StopFlag) -> None:
+    def _run_phase(
+        self, index: int, fit: Fit[SpotRegressor], metrics: MetricsFile, trackers: list[Tracker], stop: StopFlag
+    ) -> None:
         began = time.monotonic()
         before = self.seconds
 
@@ -180,6 +192,39 @@ class NetworkTraining:
     def resume(self) -> dict[str, Any] | None:
         """Read the checkpoint of this run, None if there is none."""
         return load_checkpoint(self.path)
+
+
+def validation_pearson(
+    model: SpotRegressor,
+    dataset: SpotDataset,
+    rows: Int64[Tensor, "S"],
+    transform: ExpressionTransform,
+    training: TrainingConfig,
+) -> float:
+    """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0.
+
+    Args:
+        model: The model, as it is after an epoch.
+        dataset: Where the rows are read.
+        rows: Validation spots.
+        transform: Unit of expression.
+        training: Batch size and precision.
+
+    Raises:
+        TrainingError: No gene varies over the spots of any section.
+    """
+    predicted = predict_expression(model, dataset, rows, batch_size=training.batch_size, precision=training.precision)
+    measured = transform(dataset.counts_main[rows].numpy(), dataset.library[rows].numpy())
+    sections = dataset.spots["section"].to_numpy()[rows.numpy()]
+    means = []
+    for section in dict.fromkeys(sections):
+        own = sections == section
+        scored = measured[own].std(axis=0) > 0
+        if own.sum() > 1 and scored.any():
+            means.append(np.nan_to_num(pearson_per_gene(predicted[own][:, scored], measured[own][:, scored])).mean())
+    if not means:
+        raise TrainingError("no gene varies over the validation spots, so no epoch can be chosen; set validation.rule=epochs")
+    return float(np.mean(means))
 
 
 def choose_epoch(curves: list[list[float]]) -> int:

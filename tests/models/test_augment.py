@@ -71,7 +71,7 @@ def test_each_patch_gets_its_own_symmetry() -> None:
 
 def test_augmentation_uses_all_symmetries_and_leaves_the_counts() -> None:
     batch = batch_of(ASYMMETRIC.repeat(200, 1, 1, 1))
-    changed = augment(batch, InputConfig(), generator=generator())
+    changed = augment(InputConfig(), batch, generator=generator())
     assert {index_of(patch[None]) for patch in changed.patches} == set(range(N_SYMMETRIES))
     assert changed.counts_main is batch.counts_main
     assert changed.library is batch.library
@@ -85,17 +85,17 @@ def test_only_the_generator_decides() -> None:
     batch = batch_of(tissue(6))
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = augment(batch, LOUD, generator=generator(4)).patches
+    first = augment(LOUD, batch, generator=generator(4)).patches
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(augment(batch, LOUD, generator=generator(4)).patches, first)
-    assert not torch.equal(augment(batch, LOUD, generator=generator(5)).patches, first)
+    assert torch.equal(augment(LOUD, batch, generator=generator(4)).patches, first)
+    assert not torch.equal(augment(LOUD, batch, generator=generator(5)).patches, first)
 
 
 def test_nothing_asked_changes_nothing_and_draws_nothing() -> None:
     batch, source = batch_of(tissue()), generator()
     before = source.get_state()
-    assert torch.equal(augment(batch, STILL, generator=source).patches, batch.patches)
+    assert torch.equal(augment(STILL, batch, generator=source).patches, batch.patches)
     assert torch.equal(source.get_state(), before)
 
 
@@ -108,7 +108,7 @@ def test_jitter_of_width_zero_is_the_identity() -> None:
 def test_each_jitter_changes_each_patch_in_its_own_way(field: str) -> None:
     patches = tissue(1).repeat(6, 1, 1, 1)
     config = InputConfig(symmetries=False, **{field: 0.4})
-    changed = augment(batch_of(patches), config, generator=generator()).patches
+    changed = augment(config, batch_of(patches), generator=generator()).patches
     assert changed.dtype == torch.uint8
     assert changed.shape == patches.shape
     assert not torch.equal(changed, patches)

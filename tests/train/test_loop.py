@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from stexpr.data.datasets import SpotDataset
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import TrainingError
 from stexpr.inference import autocast, pick_device, predict_expression, predictions_anndata
+from stexpr.models.augment import augment
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train.checkpoint import StopFlag
-from stexpr.train.loop import Fit, FitState, make_optimizer
-from stexpr.train.network import build_network, choose_epoch
+from stexpr.train.loop import Fit, FitState, Validation, make_optimizer
+from stexpr.train.network import build_network, choose_epoch, validation_pearson
 
 PANEL = GenePanel(
     main=tuple(f"G{i:02d}" for i in range(12)), auxiliary=("G20", "G21"), rule="list", scope="training", min_detection=0.0
@@ -24,19 +26,24 @@ PANEL = GenePanel(
 UNIT = ExpressionTransform()
 
 
-def make_fit(config: StudyConfig, cohort: Path, **changes) -> Fit:
+def make_fit(config: StudyConfig, cohort: Path) -> Fit:
     data = SpotDataset(PreparedCohort.open(cohort), ["b1", "c1"], PANEL, window_px=24)
-    arguments = {
-        "transform": UNIT,
-        "training": config.training,
-        "inputs": config.input,
-        "n_epochs": config.training.epochs,
-        "seed": 0,
-        "phase": 0,
-        **changes,
-    }
-    validation = arguments.pop("validation_rows", torch.arange(64, 128))
-    return Fit(build_network(config, data, UNIT), data, torch.arange(64), validation, **arguments)
+    model = build_network(config, data, UNIT)
+    return Fit(
+        model,
+        data,
+        torch.arange(64),
+        validation=Validation("pearson", lambda: validate(model, data, torch.arange(64, 128), config)),
+        augment=partial(augment, config.input),
+        training=config.training,
+        n_epochs=config.training.epochs,
+        seed=0,
+        phase=0,
+    )
+
+
+def validate(model, data: SpotDataset, rows: torch.Tensor, config: StudyConfig) -> float:
+    return validation_pearson(model, data, rows, UNIT, config.training)
 
 
 def run(fit: Fit, **changes) -> list[dict]:
@@ -81,8 +88,7 @@ def test_stopping_at_any_step_changes_nothing(study: Callable[..., StudyConfig],
 def test_the_best_weights_are_kept(study: Callable[..., StudyConfig], small_cohort: Path):
     fit = make_fit(study("training.epochs=4", "training.lr=0.3", "training.clip_norm=null"), small_cohort)
     run(fit, keep_best=True)
-    validation = torch.arange(64, 128)
-    assert fit.validate(validation) == pytest.approx(max(fit.state.curve), abs=1e-9)
+    assert fit.validation.measure() == pytest.approx(max(fit.state.curve), abs=1e-9)
 
 
 def test_validation_r_is_the_mean_of_scipys(study: Callable[..., StudyConfig], small_cohort: Path):
@@ -90,17 +96,17 @@ def test_validation_r_is_the_mean_of_scipys(study: Callable[..., StudyConfig], s
 
     fit = make_fit(study(), small_cohort)
     rows = torch.arange(128)
-    predicted = predict_expression(fit.model, fit.dataset, rows, batch_size=16)
-    measured = UNIT(fit.dataset.counts_main.numpy(), fit.dataset.library.numpy())
+    predicted = predict_expression(fit.model, fit.examples, rows, batch_size=16)
+    measured = UNIT(fit.examples.counts_main.numpy(), fit.examples.library.numpy())
     sections = [slice(0, 64), slice(64, 128)]
     r = [[pearsonr(predicted[own, g], measured[own, g]).statistic for g in range(12)] for own in sections]
-    assert fit.validate(rows) == pytest.approx(np.mean(r), abs=1e-5)
+    assert validate(fit.model, fit.examples, rows, study()) == pytest.approx(np.mean(r), abs=1e-5)
 
 
 def test_no_gene_varies_over_the_validation_spots(study: Callable[..., StudyConfig], small_cohort: Path):
     fit = make_fit(study(), small_cohort)
     with pytest.raises(TrainingError, match=r"no gene varies .* set validation.rule=epochs"):
-        fit.validate(torch.tensor([3]))
+        validate(fit.model, fit.examples, torch.tensor([3]), study())
 
 
 @settings(deadline=None, max_examples=50)
@@ -140,17 +146,17 @@ def test_epochs_are_chosen_where_every_curve_reaches():
 def test_predictions_ignore_counts_batches_and_symmetry_of_the_patch(study: Callable[..., StudyConfig], small_cohort: Path):
     fit = make_fit(study(), small_cohort)
     rows = torch.arange(128)
-    one = predict_expression(fit.model, fit.dataset, rows, batch_size=128, symmetries=True)
-    fit.dataset.counts_main.zero_()
-    fit.dataset.library.mul_(7)
-    other = predict_expression(fit.model, fit.dataset, rows.flip(0), batch_size=10, symmetries=True)
+    one = predict_expression(fit.model, fit.examples, rows, batch_size=128, symmetries=True)
+    fit.examples.counts_main.zero_()
+    fit.examples.library.mul_(7)
+    other = predict_expression(fit.model, fit.examples, rows.flip(0), batch_size=10, symmetries=True)
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
 
 
 def test_a_predictions_file_names_spots_genes_and_units(study: Callable[..., StudyConfig], small_cohort: Path):
     fit = make_fit(study(), small_cohort)
-    predicted = predict_expression(fit.model, fit.dataset, torch.arange(128), batch_size=64)
-    adata = predictions_anndata(predicted, fit.dataset, PANEL, UNIT, predicted.mean(axis=0), {"cohort": "small"})
+    predicted = predict_expression(fit.model, fit.examples, torch.arange(128), batch_size=64)
+    adata = predictions_anndata(predicted, fit.examples, PANEL, UNIT, predicted.mean(axis=0), {"cohort": "small"})
     assert adata.obs_names[0] == "b1:0x0"
     assert adata.var_names.tolist() == list(PANEL.main)
     np.testing.assert_array_equal(adata.obsm["spatial"][0], [20.0, 20.0])

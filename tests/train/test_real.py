@@ -1,5 +1,6 @@
 """Studies on real tissue."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from stexpr.data.datasets import SpotDataset
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.leaderboard import build_leaderboard
 from stexpr.inference import predict_expression
+from stexpr.models.augment import augment
 from stexpr.models.backbones import BACKBONES
 from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag
@@ -41,10 +43,9 @@ def test_each_of_the_ten_backbones_takes_a_step_and_predicts_on_real_patches(mob
         model,
         train,
         torch.arange(8),
-        None,
-        transform=unit,
+        validation=None,
+        augment=partial(augment, config.input),
         training=config.training,
-        inputs=config.input,
         n_epochs=1,
         seed=0,
         phase=0,

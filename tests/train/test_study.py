@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path)
         run_study(config, tmp_path / "runs")
     message = str(caught.value)
     assert "at epoch 1, step" in message
-    assert "a batch of 16 spots: " in message
+    assert "a batch of 16: " in message
     assert "in fold 0, inner 0 training" in message
 
 
