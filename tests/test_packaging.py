@@ -100,17 +100,14 @@ def test_cards_and_configs_are_found_from_an_empty_folder(installed: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_demo_finds_its_study_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    """As far as the first drawn section: the whole demo has a test of its own."""
-    code = (
-        "from stexpr.config import load_study\n"
-        "from stexpr.data.cards import load_card\n"
-        "from stexpr.data.synthetic import write_synthetic\n"
-        "card = load_card(write_synthetic(__import__('pathlib').Path('raw'), patients=1, spots_per_section=4, genes=8))\n"
-        "print(load_study('demo').name, card.name)"
-    )
-    done = run(installed, tmp_path, "-c", code)
-    assert done.stdout.split() == ["demo", "synthetic"], done.stderr
+def test_the_demo_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, tmp_path, "-m", "stexpr", "demo", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    for words in ("tiny + aux, fold 2: mean r", "mobilenetv3_small_050", "*color ridge*", "*training mean*", "3 patients"):
+        assert words in done.stdout
+    written = {path.name for path in (tmp_path / "stexpr-demo" / "leaderboard").iterdir()}
+    assert written == {"leaderboard.csv", "leaderboard.md", "leaderboard.png", "per_gene.csv"}
 
 
 def test_versions_agree(wheel: Path) -> None:

@@ -34,12 +34,13 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to work in.")] = Path("stexpr-demo"),
     seed: Annotated[int, typer.Option(help="Makes another cohort and other weights.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, only to see that everything works.")] = False,
 ) -> None:
     """Make a synthetic cohort, train two backbones with and without the auxiliary head, and rank them."""
     from stexpr.train.demo import run_demo
 
     with terminal.bar() as progress:
-        board = run_demo(output, seed=seed, progress=progress, report=terminal.say)
+        board = run_demo(output, seed=seed, quick=quick, progress=progress, report=terminal.say)
     terminal.show_board(board)
 
 

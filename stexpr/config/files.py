@@ -1,9 +1,10 @@
 """How files reach the disk: whole or not at all, and with one clear word where the disk refuses."""
 
+import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +36,29 @@ def write_whole(path: Path, write: Callable[[Path], object], *, needs: int = 0) 
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all of them beside their places, then each into its place, in the order given.
+
+    Args:
+        folder: Made if need be.
+        contents: By file name; the one that vouches for the others comes last.
+
+    Raises:
+        DataError: The folder is read-only or the disk full; earlier files of these names stay whole.
+    """
+    partial = {name: folder / f".{name}.part" for name in contents}
+    with writable(folder):
+        try:
+            for name, content in contents.items():
+                partial[name].write_bytes(content)
+            for name, path in partial.items():
+                os.replace(path, folder / name)
+        finally:
+            for path in partial.values():
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager

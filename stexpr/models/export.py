@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
@@ -21,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from stexpr.config import Strict, validated
-from stexpr.config.files import write_whole
+from stexpr.config.files import write_together
 from stexpr.errors import ConfigError, ModelError
 from stexpr.models.backbones import create_backbone
 from stexpr.models.model_card import model_card
@@ -160,7 +159,9 @@ def save_model(
     }
     contents[CARD] = model_card(panel, preprocessing, provenance).encode()
     contents[CONFIG] = (json.dumps(config, indent=1) + "\n").encode()
-    _write_together(folder, contents)
+    if (folder / CONFIG).exists():
+        _refuse_foreign(folder / CONFIG)
+    write_together(folder, contents)
 
 
 def load_model(folder: str | Path) -> LoadedModel:
@@ -253,14 +254,6 @@ def _read_panel(path: Path, content: bytes, settings: PanelSettings) -> GenePane
     except (ValueError, IndexError, csv.Error) as err:
         raise ModelError(f"{path} is not a table of genes: {err}") from err
     return GenePanel.from_dict({**genes, **settings.model_dump(), "detection": detection})
-
-
-def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
-    if (folder / CONFIG).exists():
-        _refuse_foreign(folder / CONFIG)
-    room = sum(map(len, contents.values()))  # for all of them, so that a full disk leaves an earlier model whole
-    for name, content in contents.items():
-        write_whole(folder / name, partial(Path.write_bytes, data=content), needs=room)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -18,12 +18,15 @@ VARIANTS = (
     ("model.backbone=mobilenetv3_small_050", "model.auxiliary.weight=0"),
     ("model.backbone=mobilenetv3_small_050", "model.auxiliary.weight=1"),
 )
+QUICK_SIZE = {"patients": 3, "spots_per_section": 64, "genes": 160}
+QUICK_STUDY = ("training.epochs=2", "protocol.panel.n_main=20")
 
 
 def run_demo(
     folder: Path,
     *,
     seed: int = 0,
+    quick: bool = False,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Leaderboard:
@@ -32,6 +35,7 @@ def run_demo(
     Args:
         folder: Where everything is written: `raw/`, `cohort/`, `runs/` and `leaderboard/`.
         seed: Of the cohort and the weights.
+        quick: A third of the cohort and two epochs, to see within a minute that everything works; the ranking means little.
         progress: Shows how far it is.
         report: Receives one line per step.
 
@@ -43,13 +47,15 @@ def run_demo(
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "raw").is_dir())):
         raise DataError(f"{folder} holds something that is not a demo; give another folder with --output")
-    report("making a synthetic cohort: 4 patients, one section each")
-    card = load_card(write_synthetic(folder / "raw", seed=seed, progress=progress))
+    size = QUICK_SIZE if quick else {}
+    report(f"making a synthetic cohort: {size.get('patients', 4)} patients, one section each")
+    card = load_card(write_synthetic(folder / "raw", seed=seed, progress=progress, **size))
     assert card.prepare is not None
     report("cutting patches")
     prepare(card, folder / "raw", folder / "cohort", card.prepare, progress=progress)
     for variant in VARIANTS:
-        study = load_study("demo", [f"cohort={folder / 'cohort'}", f"seed={seed}", *variant])
+        overrides = [f"cohort={folder / 'cohort'}", f"seed={seed}", *variant, *(QUICK_STUDY if quick else ())]
+        study = load_study("demo", overrides)
         run_study(study, folder / "runs", progress=progress, report=report)
     board = build_leaderboard(folder / "runs")
     board.write(folder / "leaderboard")

@@ -20,7 +20,7 @@ FROZEN = {
     "data fetch": ["--from", "--output", "-o", "CARD"],
     "data list": [],
     "data verify": ["CARD", "FOLDER"],
-    "demo": ["--output", "--seed", "-o"],
+    "demo": ["--output", "--quick", "--seed", "-o"],
     "doctor": [],
     "evaluate": ["RUN"],
     "leaderboard": ["--cohort", "--output", "--protocol", "-o", "RUNS"],

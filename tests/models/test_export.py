@@ -369,7 +369,7 @@ def test_a_folder_of_another_library_is_left_alone(tmp_path, make_model, text):
 def test_what_cannot_be_written_is_said_and_leaves_the_earlier_model_whole(saved, make_model):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     (saved / f".{CARD}.part").mkdir()  # where a file has to be written first
-    with pytest.raises(DataError, match="cannot be written to"):
+    with pytest.raises(DataError, match="cannot write into"):
         save(saved, make_model(seed=7))
     (saved / f".{CARD}.part").rmdir()
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -378,5 +378,5 @@ def test_what_cannot_be_written_is_said_and_leaves_the_earlier_model_whole(saved
 
 def test_a_file_where_the_folder_should_be_is_said(tmp_path, make_model):
     (tmp_path / "model").write_text("")
-    with pytest.raises(DataError, match="cannot be written to"):
+    with pytest.raises(DataError, match="cannot write into"):
         save(tmp_path / "model", make_model())
