@@ -231,6 +231,18 @@ def test_evaluate_notices_a_changed_table(study: Study, tmp_path: Path):
         list(evaluate_runs(run))
 
 
+def test_wandb_mirrors_a_run_offline(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = run_study(study("folds=[0]", "runtime.tracker=wandb"), tmp_path / "runs")[0]
+    (log,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    for expected in (b"tiny+aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash"):
+        assert expected in content
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/maps/*.png"))) == 3
+    assert read_record(run).values == read_record(run_study(study("folds=[0]"), tmp_path / "plain")[0]).values
+
+
 @pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
 def test_other_losses_learn_too(study: Study, tmp_path: Path, loss: str):
     run = run_study(study("folds=[0]", f"model.loss={loss}", "training.epochs=6"), tmp_path / "runs")[0]
