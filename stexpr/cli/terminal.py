@@ -37,7 +37,11 @@ class Bars:
 def bar() -> Iterator[Bars]:
     """Give a progress display on stderr, quiet when that is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as display:
+    # rich would send what is printed meanwhile to the bar's console, also where stdout goes into a file
+    together = sys.stdout.isatty()
+    with Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, redirect_stdout=together
+    ) as display:
         yield Bars(display)
 
 

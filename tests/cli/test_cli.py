@@ -1,6 +1,8 @@
 """The command line, run as a person runs it."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -185,6 +187,25 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
     assert "No space left on device" in err
     (small_disk / "filler").unlink()
     assert stexpr("train", "study.yaml", "--runs", small_disk / "runs")[0] == 0
+
+
+def test_results_go_to_stdout_while_bars_are_drawn_on_the_terminal(small_cohort: Path, tmp_path: Path):
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"cohort: {small_cohort}\nfolds: [0]\nmodel: {{kind: training_mean}}\nprotocol: {{panel: {{n_main: 5}}}}\n"
+    )
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "stexpr", "train", str(study), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=end, text=True, timeout=200, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(end)
+    drawn = os.read(terminal, 1 << 20).decode()
+    os.close(terminal)
+    assert done.returncode == 0, drawn
+    assert "training mean, fold 0: r undefined" in done.stdout
+    assert "training mean on small" in drawn
+    assert "r undefined" not in drawn
 
 
 @pytest.mark.real
