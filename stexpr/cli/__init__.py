@@ -5,7 +5,6 @@ Nothing heavy is imported before a verb runs, so `stexpr --help` answers at once
 
 import errno
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +118,6 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; what stexpr refuses is one line on stderr and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|scanpy|squidpy")
     try:
         app()
     except StexprError as err:

@@ -5,7 +5,6 @@ or spot on two sides cannot be represented: building such a fold raises `Leakage
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
 from stexpr.config import SplitConfig, ValidationConfig, content_hash
+from stexpr.config.files import write_whole
 from stexpr.errors import ConfigError, DataError, LeakageError, nearest
 
 InnerRule: TypeAlias = Literal["patient", "section", "block", "epochs"]
@@ -120,9 +120,8 @@ def _selection(values: Mapping[str, Sequence[str] | None]) -> Selection:
 
 def write_folds(path: Path, folds: Iterable[Fold]) -> None:
     """Write folds as JSON, whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"format": 1, "folds": [fold.to_dict() for fold in folds]}, indent=1), encoding="utf-8")
-    os.replace(beside, path)
+    text = json.dumps({"format": 1, "folds": [fold.to_dict() for fold in folds]}, indent=1)
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def read_folds(path: Path) -> tuple[Fold, ...]:

@@ -48,9 +48,7 @@ def spatial_blocks(x_um: Float[Array, "S"], y_um: Float[Array, "S"]) -> Int[Arra
 
     The side is the one, among a fine geometric series, that gives the number of occupied blocks closest to 30, or to a
     quarter of the spots where that is fewer: enough blocks for a bootstrap, enough spots in each to keep neighbors together.
-    Structure larger than a block still makes the interval too narrow: on simulated sections of 324 spots, 25 blocks and
-    fields smooth over 1, 2 and 3 spot distances (SD of the kernel), the 95 % interval of one gene's r held the value of
-    the process in 87, 75 and 63 % of draws (single spots: 77, 50 and 39 %).
+    Structure larger than a block still makes the interval too narrow, more so the smoother a gene is over the tissue.
 
     Args:
         x_um: Spot centers, microns.

@@ -1,15 +1,16 @@
 """The state of an unfinished run: written whole or not at all, read without pickled code."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
 
 FORMAT = 1
@@ -66,10 +67,21 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the state beside and move it into place, so that a kill leaves the old one or the new one."""
-    beside = path.with_suffix(".tmp")
-    torch.save({"format": FORMAT, **state}, beside)
-    os.replace(beside, path)
+    """Write the state beside and move it into place, so that a kill leaves the old one or the new one.
+
+    Raises:
+        DataError: There is no room for it; the old one stays.
+    """
+    write_whole(path, partial(torch.save, {"format": FORMAT, **state}), needs=tensor_bytes(state))
+
+
+def tensor_bytes(state: Any) -> int:
+    """Return how many bytes the tensors of a nested state take."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(tensor_bytes, state.values()))
+    return sum(map(tensor_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

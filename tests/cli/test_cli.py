@@ -187,6 +187,14 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
     assert "No space left on device" in err
     (small_disk / "filler").unlink()
     assert stexpr("train", "study.yaml", "--runs", small_disk / "runs")[0] == 0
+    Path("network.yaml").write_text(
+        f"cohort: {small_cohort}\nfolds: [0]\nmodel: {{backbone: tiny}}\n"
+        "protocol: {panel: {n_main: 5}}\ntraining: {epochs: 1}\n"
+    )
+    code, _, err = stexpr("train", "network.yaml", "--runs", small_disk / "runs")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "checkpoint.pt: No space left on device" in err
 
 
 def test_results_go_to_stdout_while_bars_are_drawn_on_the_terminal(small_cohort: Path, tmp_path: Path):
