@@ -11,7 +11,7 @@ from torch import Tensor
 from stexpr.data.datasets import SpotDataset, even_parts
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel
-from stexpr.types import MEASURED, PROVENANCE, SPATIAL
+from stexpr.types import COUNTS, MEASURED, PROVENANCE, SPATIAL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,10 +87,11 @@ def predictions_anndata(
         provenance: What made the predictions; plain JSON values.
 
     Returns:
-        An AnnData: `X` predicted, `layers["measured"]`, spots named `section:barcode`.
+        An AnnData: `X` predicted, `layers["measured"]`, `layers["counts"]` as measured, spots named `section:barcode`.
     """
     import anndata
     import pandas as pd
+    import scipy.sparse as sp
 
     spots = dataset.spots
     names = pd.Index((spots["section"] + ":" + spots["barcode"].astype(str)).to_numpy(dtype=object))
@@ -102,7 +103,7 @@ def predictions_anndata(
     measured = transform(dataset.counts_main.numpy(), dataset.library.numpy()).astype(np.float32)
     return anndata.AnnData(
         X=predicted,
-        layers={MEASURED: measured},
+        layers={MEASURED: measured, COUNTS: sp.csr_matrix(dataset.raw_main.numpy())},
         obs=spots[columns].set_index(names),
         var=genes,
         obsm={SPATIAL: spots[["x_px", "y_px"]].to_numpy(dtype=float)},

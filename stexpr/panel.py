@@ -7,7 +7,7 @@ reach a test spot by itself.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -42,6 +42,10 @@ class GenePanel:
     def hash(self) -> str:
         """Identify the ordered genes; two panels with one hash predict the same genes in the same order."""
         return hashlib.sha256(json.dumps([self.main, self.auxiliary]).encode()).hexdigest()[:16]
+
+    def without_auxiliary(self) -> "GenePanel":
+        """Return the main genes alone."""
+        return replace(self, auxiliary=())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""

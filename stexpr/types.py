@@ -26,6 +26,9 @@ SPATIAL = "spatial"
 MEASURED = "measured"
 """Key in `AnnData.layers` of a predictions file: the measured expression beside the predicted one in `X`."""
 
+COUNTS = "counts"
+"""Key in `AnnData.layers` of a predictions file: the raw counts of its genes, sparse."""
+
 PROVENANCE = "stexpr"
 """Key in `AnnData.uns` for what made a file."""
 

@@ -82,6 +82,20 @@ def set_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Put nested keys and values over others.
+
+    Example:
+        >>> merged({"panel": {"rule": "list", "n": 1}}, {"panel": {"n": 2}})
+        {'panel': {'rule': 'list', 'n': 2}}
+    """
+    values = dict(under)
+    for key, value in over.items():
+        below = values.get(key)
+        values[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return values
+
+
 def validated(model: type[BaseModel], values: Mapping[str, Any], source: str) -> BaseModel:
     """Check values against a model, and say in one line what is wrong.
 

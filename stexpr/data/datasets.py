@@ -8,23 +8,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from stexpr.config import ExpressionConfig
+from stexpr.data.geometry import neighborhood_mean
 from stexpr.data.splits import Selection
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
 from stexpr.panel import GenePanel
 from stexpr.types import SpotBatch
 
+AS_MEASURED = ExpressionConfig()
+
 
 class SpotDataset:
     """The spots of some sections, with their patches and the counts of one gene panel.
 
-    Rows follow the order of `sections` and, inside a section, of the prepared cohort. Patches stay in memory, or on disk
-    to be read by loader processes that open each file lazily.
+    Rows follow the order of `sections` and, inside a section, of the prepared cohort. Patches stay in memory, or on disk to
+    be read by loader processes that open each file lazily.
+
+    Attributes:
+        spots: One row per spot.
+        raw_main: Counts of the main genes as measured.
+        counts_main: Counts of the main genes as the protocol transforms them to expression: raw, or smoothed.
+        counts_auxiliary: The same of the auxiliary genes.
+        library: What those counts are divided by.
     """
 
     def __init__(
@@ -35,6 +47,7 @@ class SpotDataset:
         *,
         window_px: int,
         in_memory: bool = True,
+        expression: ExpressionConfig = AS_MEASURED,
     ) -> None:
         """Read the counts, and the patches if they are to stay in memory.
 
@@ -44,6 +57,7 @@ class SpotDataset:
             panel: Genes to keep.
             window_px: Center crop of the prepared patches.
             in_memory: Whether patches are read now.
+            expression: What counts and library are before they are transformed: smoothed, and of which genes.
 
         Raises:
             DataError: The window is larger than the prepared one.
@@ -57,10 +71,19 @@ class SpotDataset:
         main = [column[gene] for gene in panel.main]
         auxiliary = [column[gene] for gene in panel.auxiliary]
         counts = [cohort.counts(section).tocsc() for section in sections]
-        self.counts_main = _dense([part[:, main] for part in counts], len(main))
-        self.counts_auxiliary = _dense([part[:, auxiliary] for part in counts], len(auxiliary))
+        self.raw_main = _dense([part[:, main] for part in counts], len(main))
         self.spots = _spot_table(cohort, sections)
-        self.library = torch.from_numpy(self.spots["library"].to_numpy(dtype=np.float32, copy=True))
+        library = self.spots["library"].to_numpy(dtype=np.float32)
+        self.counts_main = self.raw_main
+        if expression.smoothing == "neighbors":
+            mean = neighborhood_mean(self.spots)
+            counts = [mean @ sp.vstack(counts, format="csc")]
+            self.counts_main = _dense([counts[0][:, main]], len(main))
+            library = np.asarray(mean @ library, dtype=np.float32)
+        self.counts_auxiliary = _dense([part[:, auxiliary] for part in counts], len(auxiliary))
+        if expression.library == "panel":  # a spot without any count of the panel has no expression in it, whatever divides
+            library = np.maximum(self.counts_main.numpy().sum(axis=1), 1)
+        self.library = torch.from_numpy(library.copy())
         self.window_px = window_px
         self._readers = [cohort.patch_reader(section, window_px) for section in sections]
         self._patches: Tensor | None = None

@@ -12,14 +12,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
 
 from stexpr.config import SplitConfig, ValidationConfig, content_hash
 from stexpr.config.files import write_whole
+from stexpr.data.geometry import distance_to, spatial_block
 from stexpr.errors import ConfigError, DataError, LeakageError, nearest
 
-InnerRule: TypeAlias = Literal["patient", "section", "block", "epochs"]
+InnerRule: TypeAlias = Literal["patient", "section", "block", "epochs", "test"]
 Selection: TypeAlias = dict[str, tuple[str, ...] | None]
 """Spots by section: the barcodes, or None for all spots of the section."""
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +50,8 @@ class Fold:
         index: Position among the folds of the study.
         train: Sections of each training patient.
         test: Sections of each test patient.
-        inner_rule: How the number of epochs is chosen; `epochs` means it was set in advance.
+        inner_rule: How the number of epochs is chosen; `epochs` means it was set in advance, `test` that a leaky protocol
+            chooses it on the test sections.
         inner: The partitions of the training spots that choose it.
     """
 
@@ -68,7 +68,7 @@ class Fold:
             raise LeakageError(f"section {section!r} is in the training and the test set of fold {self.index}")
         if not self.train or not self.test:
             raise DataError(f"fold {self.index} has no {'training' if not self.train else 'test'} patient")
-        known = set(self.train_sections)
+        known = set(self.train_sections) | (set(self.test_sections) if self.inner_rule == "test" else set())
         for split in self.inner:
             for section in (split.train.keys() | split.validation.keys()) - known:
                 raise LeakageError(f"the inner split of fold {self.index} uses section {section!r}, which is not in training")
@@ -116,6 +116,10 @@ class Fold:
 
 def _selection(values: Mapping[str, Sequence[str] | None]) -> Selection:
     return {section: None if barcodes is None else tuple(barcodes) for section, barcodes in values.items()}
+
+
+def _whole(patients: Mapping[str, tuple[str, ...]]) -> Selection:
+    return {section: None for sections in patients.values() for section in sections}
 
 
 def write_folds(path: Path, folds: Iterable[Fold]) -> None:
@@ -173,8 +177,12 @@ def make_folds(
     folds = []
     for index, tested in enumerate(_tested_together(list(sections), split)):
         train = {patient: own for patient, own in sections.items() if patient not in tested}
+        test = {patient: sections[patient] for patient in tested}
+        if validation.rule == "test":
+            folds.append(Fold(index, train, test, "test", (InnerSplit(_whole(train), _whole(test)),)))
+            continue
         rule, inner = _inner_splits(train, validation, spots_of, window_um)
-        folds.append(Fold(index, train, {patient: sections[patient] for patient in tested}, rule, inner))
+        folds.append(Fold(index, train, test, rule, inner))
     return tuple(folds)
 
 
@@ -265,34 +273,3 @@ def _block_split(tables: Mapping[str, pd.DataFrame], fraction: float, i: int, n_
                 "(one window) away from its training spots; lower input.window_px or set protocol.validation.rule=epochs"
             )
     return InnerSplit(train, held_out, left_out)
-
-
-def spatial_block(xy: Float[Array, "S 2"], fraction: float, *, start: float = 0.0) -> Bool[Array, "S"]:
-    """Mark a contiguous slab of spots across the longest axis of the tissue.
-
-    Args:
-        xy: Positions, any length unit.
-        fraction: Share of the spots in the slab.
-        start: Where it begins, as a share of the spots along the axis; it is moved back if it would run over the end.
-
-    Returns:
-        True for the spots of the slab, at least one of them.
-    """
-    centered = xy - xy.mean(axis=0)
-    axis = np.linalg.eigh(centered.T @ centered)[1][:, -1]
-    axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis  # the sign of an eigenvector is arbitrary
-    order = np.argsort(centered @ axis, kind="stable")
-    size = min(len(xy), max(1, round(fraction * len(xy))))
-    first = min(round(start * len(xy)), len(xy) - size)
-    block = np.zeros(len(xy), dtype=bool)
-    block[order[first : first + size]] = True
-    return block
-
-
-def distance_to(xy: Float[Array, "S 2"], others: Float[Array, "N 2"]) -> Float[Array, "S"]:
-    """Return each spot's distance to the nearest of `others`, by the longer of the two axes.
-
-    Two square windows overlap exactly when this distance of their centers is below their side.
-    """
-    distance, _ = cKDTree(others).query(xy, k=1, p=np.inf)
-    return np.asarray(distance, dtype=float)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from stexpr.config.files import hash_file
 from stexpr.data.manifest import CohortManifest, PreparedSection, read_manifest, section_files
@@ -31,11 +31,13 @@ class PreparedCohort:
     Attributes:
         path: Folder of the cohort.
         manifest: What `cohort.json` says.
+        min_counts: Spots with fewer counts are hidden, see `keeping`.
     """
 
-    def __init__(self, path: Path, manifest: CohortManifest) -> None:
+    def __init__(self, path: Path, manifest: CohortManifest, *, min_counts: int = 0) -> None:
         self.path = path
         self.manifest = manifest
+        self.min_counts = min_counts
         self._entries = {entry.section: entry for entry in manifest.sections}
         self._counts: dict[str, sp.csr_matrix] = {}
 
@@ -55,6 +57,14 @@ class PreparedCohort:
             if problem:
                 raise DataError(f"{problem}; run stexpr prepare again")
         return cls(folder, manifest)
+
+    def keeping(self, min_counts: int) -> "PreparedCohort":
+        """Return this cohort without the spots of fewer counts, as if they had never been measured."""
+        return self if min_counts <= self.min_counts else PreparedCohort(self.path, self.manifest, min_counts=min_counts)
+
+    def hidden(self, section: str) -> int:
+        """Return how many spots of a section `keeping` hides."""
+        return self.entry(section).n_spots - len(self.spots(section))
 
     @property
     def name(self) -> str:
@@ -129,7 +139,8 @@ class PreparedCohort:
         if section not in self._counts:
             entry = self.entry(section)
             with open_h5(self.path / section_files(section)[0]) as file:
-                self._counts[section] = _csr(file, (entry.n_spots, self.manifest.n_genes))
+                counts = _csr(file, (entry.n_spots, self.manifest.n_genes))
+                self._counts[section] = counts[self._kept(file)] if self.min_counts else counts
         return self._counts[section]
 
     def spots(self, section: str) -> pd.DataFrame:
@@ -144,9 +155,10 @@ class PreparedCohort:
             centers = np.asarray(file["obsm"][SPATIAL][:], dtype=np.float64)
             columns = {key: np.asarray(file["obs"][key][:], dtype=np.float64) for key in ("library", "tissue_fraction")}
             index = pd.Index(_index(file["obs"]), name="barcode")
+            kept = self._kept(file)
         places = {f"{axis}_px": centers[:, i] for i, axis in enumerate("xy")}
         microns = {f"{axis}_um": centers[:, i] * entry.level0_mpp for i, axis in enumerate("xy")}
-        return pd.DataFrame({**places, **microns, **columns}, index=index)
+        return pd.DataFrame({**places, **microns, **columns}, index=index)[kept]
 
     def patches(self, section: str, window_px: int | None = None) -> UInt8[Array, "S H W 3"]:
         """Read every patch of a section.
@@ -174,7 +186,14 @@ class PreparedCohort:
                 f"a window of {window} px does not fit the {self.window_px} px patches of cohort {self.name}; take a smaller "
                 "input.window_px, or prepare the cohort with a larger window_px"
             )
-        return PatchReader(self.path / section_files(section)[1], entry.n_spots, self.window_px, window)
+        rows = None
+        if self.min_counts:
+            with open_h5(self.path / section_files(section)[0]) as file:
+                rows = np.flatnonzero(self._kept(file))
+        return PatchReader(self.path / section_files(section)[1], entry.n_spots, self.window_px, window, rows=rows)
+
+    def _kept(self, file: h5py.File) -> Bool[Array, "S"]:
+        return np.asarray(file["obs"]["library"][:] >= self.min_counts)
 
     def verify(self, *, progress: Progress = silent) -> None:
         """Hash every file again.
@@ -195,25 +214,29 @@ class PatchReader:
     The file is opened on first use in each process: HDF5 handles must not cross a fork, and a pickled reader carries none.
     """
 
-    def __init__(self, path: Path, n_spots: int, stored_px: int, window_px: int) -> None:
+    def __init__(
+        self, path: Path, n_spots: int, stored_px: int, window_px: int, *, rows: Int[Array, "S"] | None = None
+    ) -> None:
         self.path = path
         self.window_px = window_px
+        self._rows = rows
         self._shape = (n_spots, stored_px, stored_px, 3)
         start = (stored_px - window_px) // 2
         self._crop = slice(start, start + window_px)
         self._opened: tuple[int, h5py.File] | None = None
 
     def __len__(self) -> int:
-        return self._shape[0]
+        return self._shape[0] if self._rows is None else len(self._rows)
 
     def __getitem__(self, i: int) -> UInt8[Array, "H W 3"]:
-        patch: Array = self._images()[i, self._crop, self._crop]
+        row = i if self._rows is None else int(self._rows[i])
+        patch: Array = self._images()[row, self._crop, self._crop]
         return patch
 
     def all(self) -> UInt8[Array, "S H W 3"]:
         """Read every patch."""
         patches: Array = self._images()[:, self._crop, self._crop]
-        return patches
+        return patches if self._rows is None else patches[self._rows]
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

@@ -13,7 +13,7 @@ it, `n_patients` says how many, and every model of a board has the same panel in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -22,36 +22,24 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Float64
 
 from stexpr.errors import MetricError
+from stexpr.evaluate.testing import GeneTest, benjamini_hochberg, binomial_p, combine_p, gene_test
 
-__all__ = ["CORRELATIONS", "METRICS", "Aggregate", "GeneTest", "aggregate", "aggregate_replicates", "average_seeds", "holm"]
+__all__ = ["DIAGNOSTICS", "METRICS", "MOMENTS", "Aggregate", "aggregate", "aggregate_replicates", "average_seeds"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 METRICS: Final = ["pearson", "spearman", "rmse", "mae", "r2"]
-CORRELATIONS: Final = ["pearson", "spearman"]
+CEILINGS: Final = ["ceiling", "ceiling_low", "ceiling_high", "ceiling_depth_blind"]
+MAPS: Final = ["ssim", "moran_measured", "moran_predicted", "bivariate_moran", "domain_ari", "domain_nmi"]
+DIAGNOSTICS: Final = [*CEILINGS, "slope", "r_within_depth", *MAPS]
+AGREEMENT: Final = ["pearson", "spearman", "r_within_depth", "ssim", "bivariate_moran"]
+"""What has no value for a constant prediction, and enters means as 0 there."""
+MOMENTS: Final = ["predicted_mean", "predicted_sd", "measured_mean", "measured_sd"]
+SPATIAL_P: Final = "spatial_p"
 KEYS: Final = ["patient", "section", "gene"]
 FLAGS: Final = ["measured_constant", "predicted_constant"]
-ALPHA = 0.1
-"""Family-wise error rate of ST-Net's count (He et al. 2020)."""
-
-
-@dataclass(frozen=True)
-class GeneTest:
-    """How many genes are predicted better than chance over patients (ST-Net's count).
-
-    `count` is None where the test cannot reach its level with any data: too few patients, or no defined correlation.
-    """
-
-    count: int | None
-    n_patients: int
-    needed: int
-
-    def __str__(self) -> str:
-        if self.count is not None:
-            return str(self.count)
-        if self.n_patients < self.needed:
-            return f"not testable: n = {self.n_patients}, needs ≥ {self.needed}"
-        return "–"
+UNPREDICTABLE: Final = 0.1
+"""A ceiling below this leaves a gene nothing that a prediction could agree with."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +47,10 @@ class Aggregate:
     """The scores of one model over the patients given.
 
     Attributes:
-        values: The five metrics, NaN where undefined, in the order of `METRICS`.
-        patients: Metrics of each patient (mean over that patient's genes), by patient.
-        genes: By gene: metrics, `n_patients`, `median_r` over patients and `positive_patients` (r > 0).
+        values: The five metrics, then the diagnostics, NaN where undefined.
+        patients: The same for each patient (mean over that patient's genes), by patient.
+        genes: By gene: the same, `n_patients`, `median_r` over patients, `positive_patients` (r > 0) and `spatial_p`, the
+            test against equally smooth maps combined over sections and patients.
         patient_gene: Pearson r as it enters means, patients x genes, NaN where left out or not in the panel.
         left_out: The (patient, section, gene) whose measured values are constant.
         constant_predictions: Number of (patient, section, gene) that entered the mean r as 0.
@@ -87,15 +76,44 @@ class Aggregate:
     @property
     def gene_test(self) -> GeneTest:
         """Genes with more patients of r > 0 than chance: one-sided binomial, Holm over the panel (ST-Net's count)."""
-        from scipy.stats import binom
+        test = gene_test(self._tested["positive_patients"].to_numpy(), self._tested["n_patients"].to_numpy())
+        return replace(test, count=None) if np.isnan(self.values["pearson"]) else test
 
-        tested = self.genes[self.genes["n_patients"] > 0]
-        n = int(tested["n_patients"].max()) if len(tested) else 0
-        needed = max(1, int(np.ceil(np.log2(max(len(tested), 1) / ALPHA) - 1e-9)))
-        if n < needed or np.isnan(self.values["pearson"]):
-            return GeneTest(None, n, needed)
-        p = binom.sf(tested["positive_patients"].to_numpy() - 1, tested["n_patients"].to_numpy(), 0.5)
-        return GeneTest(int(holm(np.asarray(p)).sum()), n, needed)
+    @property
+    def genes_fdr(self) -> int | None:
+        """Genes with more patients of r > 0 than chance at a false discovery rate of 5 %; None where r is undefined.
+
+        With fewer than 5 patients no gene can pass.
+        """
+        if np.isnan(self.values["pearson"]):
+            return None
+        p = binomial_p(self._tested["positive_patients"].to_numpy(), self._tested["n_patients"].to_numpy())
+        return int(benjamini_hochberg(p)[1].sum())
+
+    @property
+    def genes_spatial(self) -> int | None:
+        """Genes that agree better than equally smooth maps would by chance, at a false discovery rate of 5 %.
+
+        None where no gene has such a test: pooled sections, or constant predictions.
+        """
+        p = self.genes["spatial_p"].to_numpy()
+        return None if np.isnan(p).all() else int(benjamini_hochberg(p)[1].sum())
+
+    @property
+    def r_over_ceiling(self) -> float:
+        """Mean r over mean ceiling, of the genes that have a ceiling; NaN where none has, or r is undefined."""
+        known = self.genes[self.genes["ceiling"].notna() & self.genes["pearson"].notna()]
+        limit = float(known["ceiling"].mean()) if len(known) else 0.0
+        return float(known["pearson"].mean()) / limit if limit > 0 else np.nan
+
+    @property
+    def unpredictable(self) -> int:
+        """Genes whose ceiling is below .1: counting noise alone hides them."""
+        return int((self.genes["ceiling"] < UNPREDICTABLE).sum())
+
+    @property
+    def _tested(self) -> pd.DataFrame:
+        return self.genes[self.genes["n_patients"] > 0]
 
     def _above(self, threshold: float) -> int | None:
         if np.isnan(self.values["pearson"]):
@@ -107,8 +125,8 @@ def aggregate(per_gene: pd.DataFrame) -> Aggregate:
     """Aggregate one model's scores.
 
     Args:
-        per_gene: One row per (patient, section, gene), as `score` makes and `average_seeds` averages: the five metrics,
-            `measured_constant`, `predicted_constant`.
+        per_gene: One row per (patient, section, gene), as `score` makes and `average_seeds` averages; diagnostics that a
+            table of an older version lacks are undefined.
 
     Returns:
         Values by model, patient and gene; patients in order of appearance, genes likewise.
@@ -123,33 +141,47 @@ def aggregate(per_gene: pd.DataFrame) -> Aggregate:
     if not usable.any():
         raise MetricError(f"none of {len(per_gene)} genes has varying measured values: there is nothing to score")
     constant = per_gene["predicted_constant"].to_numpy(dtype=bool)
-    values = per_gene[METRICS].to_numpy(dtype=np.float64, copy=True)
-    correlation = np.array([metric in CORRELATIONS for metric in METRICS])
-    values[np.ix_(usable & constant, correlation)] = 0.0
+    columns = [*METRICS, *DIAGNOSTICS]
+    values = per_gene.reindex(columns=columns).to_numpy(dtype=np.float64, copy=True)
+    values[np.ix_(usable & constant, _is_agreement(per_gene))] = 0.0
     values[~usable] = np.nan
     index = _Index.of(per_gene)
     cells = index.cells(values)  # (P, G, metrics)
     by_gene, by_patient = _mean(cells, 0), _mean(cells, 1)
     overall = _mean(by_gene, 0)
+    correlation = np.isin(columns, AGREEMENT)
     # The same means over "is this r defined?": where none is, the mean is undefined rather than 0.
     defined = np.nan_to_num(index.cells(np.where(usable, ~constant, np.nan)[:, None])[:, :, 0])
     by_gene[np.ix_(~defined.any(axis=0), correlation)] = np.nan
     by_patient[np.ix_(~defined.any(axis=1), correlation)] = np.nan
     if not defined.any():
         overall[correlation] = np.nan
-    r = cells[:, :, METRICS.index("pearson")]
-    genes = pd.DataFrame(by_gene, index=pd.Index(index.genes, name="gene"), columns=METRICS)
+    r = cells[:, :, columns.index("pearson")]
+    genes = pd.DataFrame(by_gene, index=pd.Index(index.genes, name="gene"), columns=columns)
     genes["n_patients"] = (~np.isnan(r)).sum(axis=0)
     genes["median_r"] = np.where(defined.any(axis=0), _median(r), np.nan)
     genes["positive_patients"] = (np.nan_to_num(r) > 0).sum(axis=0)
+    genes["spatial_p"] = _spatial_p(per_gene[usable]).reindex(genes.index)
     return Aggregate(
-        values=pd.Series(overall, index=METRICS),
-        patients=pd.DataFrame(by_patient, index=pd.Index(index.patients, name="patient"), columns=METRICS),
+        values=pd.Series(overall, index=columns),
+        patients=pd.DataFrame(by_patient, index=pd.Index(index.patients, name="patient"), columns=columns),
         genes=genes,
         patient_gene=r,
         left_out=per_gene.loc[~usable, KEYS].reset_index(drop=True),
         constant_predictions=int((usable & constant).sum()),
     )
+
+
+def _is_agreement(per_gene: pd.DataFrame) -> Bool[Array, "K"]:
+    """Tell which of a table's columns a constant prediction enters as 0; a column that is not there stays undefined."""
+    return np.array([name in AGREEMENT and name in per_gene for name in (*METRICS, *DIAGNOSTICS)])
+
+
+def _spatial_p(per_gene: pd.DataFrame) -> pd.Series:
+    if SPATIAL_P not in per_gene or per_gene[SPATIAL_P].isna().all():
+        return pd.Series(dtype=float)
+    wide = per_gene.pivot(index=["patient", "section"], columns="gene", values=SPATIAL_P)
+    return pd.Series(combine_p(wide.to_numpy(dtype=np.float64), wide.index.get_level_values("patient").tolist()), wide.columns)
 
 
 def aggregate_replicates(per_gene: pd.DataFrame, replicates: Float[Array, "N R"]) -> Float64[Array, "R"]:
@@ -191,37 +223,25 @@ def average_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return first
     averaged = first.copy()
     constant: Bool[Array, "seeds N"] = np.stack([table["predicted_constant"].to_numpy(dtype=bool) for table in tables])
-    for metric in METRICS:
-        values = np.stack([table[metric].to_numpy(dtype=np.float64) for table in tables])
-        if metric in CORRELATIONS:
+    for name in [name for name in (*METRICS, *DIAGNOSTICS) if name in first]:
+        values = np.stack([table[name].to_numpy(dtype=np.float64) for table in tables])
+        if name in AGREEMENT and not np.isnan(values).all():
             values[constant] = 0.0
-        averaged[metric] = values.mean(axis=0)
+        averaged[name] = values.mean(axis=0)
+    if SPATIAL_P in first:
+        averaged[SPATIAL_P] = _of_one_patient(tables)
     every = np.asarray(constant.all(axis=0))
     averaged["predicted_constant"] = every
     undefined = every | first["measured_constant"].to_numpy(dtype=bool)
-    for metric in CORRELATIONS:
-        averaged[metric] = averaged[metric].mask(undefined)
+    for name in [name for name in AGREEMENT if name in first]:
+        averaged[name] = averaged[name].mask(undefined)
     return averaged
 
 
-def holm(p: Float64[Array, "G"], alpha: float = ALPHA) -> Bool[Array, "G"]:
-    """Reject hypotheses by Holm's step-down rule, which bounds the chance of any false rejection by `alpha`.
-
-    Args:
-        p: One p-value per gene.
-        alpha: Family-wise error rate.
-
-    Returns:
-        True where rejected.
-
-    Reference:
-        Holm 1979, A simple sequentially rejective multiple test procedure.
-    """
-    order = np.argsort(p, kind="stable")
-    passed = p[order] <= alpha / np.arange(len(p), 0, -1)
-    rejected = np.zeros(len(p), dtype=bool)
-    rejected[order] = np.logical_and.accumulate(passed)
-    return rejected
+def _of_one_patient(tables: Sequence[pd.DataFrame]) -> Float64[Array, "N"]:
+    """Combine the p-values of several models of the same spots, which are no more independent than one patient's sections."""
+    p = np.stack([table[SPATIAL_P].to_numpy(dtype=np.float64) for table in tables])
+    return combine_p(p, ["one"] * len(p))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Models are ranked by mean per-gene r; a model whose r is undefined (the training
 are averaged per gene and section before anything else, and their SD is shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,23 +12,31 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from stexpr.config.files import write_whole
-from stexpr.errors import DataError, ProtocolError
-from stexpr.evaluate.aggregate import KEYS, Aggregate, aggregate, aggregate_replicates, average_seeds
-from stexpr.evaluate.intervals import T_FROM, Interval, patient_interval
+from stexpr.errors import ProtocolError
+from stexpr.evaluate.aggregate import (
+    CEILINGS,
+    MAPS,
+    UNPREDICTABLE,
+)
+from stexpr.evaluate.lines import Line, read_lines
 from stexpr.evaluate.lineup import complete_models
 from stexpr.evaluate.markdown import render
 from stexpr.evaluate.notes import board_notes
-from stexpr.evaluate.protocol import check_comparable, protocol_card, select_runs
+from stexpr.evaluate.protocol import check_comparable, protocol_name, select_runs
+from stexpr.evaluate.protocol_card import protocol_card
 from stexpr.evaluate.records import Record, Run, read_records
-from stexpr.evaluate.score import read_per_gene, read_replicates
+from stexpr.evaluate.testing import compare_models
 from stexpr.types import Progress, silent
 
 __all__ = ["Leaderboard", "build_leaderboard", "leaderboard"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+TOP = 4
+"""Leading models that are compared with each other."""
+WHOLE_NUMBERS = ("rank", "genes_median_r_above_0", "genes_median_r_above_0.5", "genes_fdr", "genes_spatial", "parameters")
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Leaderboard:
         card: The protocol in words, heading and sentence.
         models: One row per model, best first; undefined values are NaN or None.
         patients: r by model and patient, models as in `models`.
-        genes: One row per gene, best first by the leading model; then one column of mean r per model.
+        genes: One row per gene, best first by the leading model, with its noise ceiling; then one column of mean r per
+            model.
+        comparisons: Each model against the color ridge, and the leading ones with each other, tested over patients.
         notes: What was left out, undefined or incomplete, and whether networks beat the color ridge.
     """
 
@@ -49,14 +59,15 @@ class Leaderboard:
     models: pd.DataFrame
     patients: pd.DataFrame
     genes: pd.DataFrame
+    comparisons: pd.DataFrame
     notes: list[str]
 
     def markdown(self) -> str:
         """Return the board for people: protocol first, then the tables, then the notes."""
-        return render(self.title, self.card, self.models, self.patients, self.genes, self.notes)
+        return render(self)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `leaderboard.csv`, `leaderboard.md`, `per_gene.csv` and `leaderboard.png`, each whole or not at all.
+        """Write `leaderboard.csv`, `.md` and `.png`, `per_gene.csv` and `comparisons.csv`, each whole or not at all.
 
         The same records give the same bytes in the three texts.
 
@@ -73,6 +84,7 @@ class Leaderboard:
             "leaderboard.csv": models.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
             "leaderboard.md": self.markdown(),
             "per_gene.csv": self.genes.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
+            "comparisons.csv": self.comparisons.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
         }
         for name, text in texts.items():
             write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
@@ -88,34 +100,6 @@ class Leaderboard:
         here = self.markdown().partition("\n")[0]
         if there != here:
             raise ProtocolError(f"{path} holds another board ({there!r}, not {here!r}); give another folder with --output")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One model of the board: its records by seed and fold, and its scores."""
-
-    label: str
-    records: dict[int, list[Record]]  # seed -> one record per fold, in the order of folds
-    scores: Aggregate
-    seed_r: Float[Array, "seeds"]
-    replicates: Float[Array, "R"] | None
-
-    @property
-    def first(self) -> Record:
-        """Return any record of the model, for what all of them share."""
-        return next(iter(self.records.values()))[0]
-
-    def interval(self) -> Interval:
-        """Return the interval of mean r."""
-        if np.isnan(self.scores.values["pearson"]):
-            return Interval(np.nan, np.nan, "")
-        return patient_interval(self.scores.patient_gene, self.replicates)
-
-    def minus(self, other: "Line") -> tuple[float, Interval]:
-        """Return the difference of mean r to another model, with the interval of paired patients or paired replicates."""
-        drawn = None if self.replicates is None or other.replicates is None else self.replicates - other.replicates
-        point = float(self.scores.values["pearson"] - other.scores.values["pearson"])
-        return point, patient_interval(self.scores.patient_gene - other.scores.patient_gene, drawn)
 
 
 def build_leaderboard(
@@ -162,80 +146,41 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
     """
     check_comparable([run.record for run in runs])
     models, incomplete = complete_models(runs)
-    lines = _lines(models, progress)
+    lines = read_lines(models, progress)
     lines.sort(key=_rank_key)
-    table = pd.DataFrame([_row(rank, line) for rank, line in enumerate(lines, start=1)])
-    for column in ("genes_median_r_above_0", "genes_median_r_above_0.5", "parameters"):
+    table = pd.DataFrame([_row(None if line.is_reference else rank, line) for rank, line in enumerate(lines, start=1)])
+    for column in WHOLE_NUMBERS:
         table[column] = table[column].astype("Int64")
     patients = pd.DataFrame({line.label: line.scores.patients["pearson"] for line in lines}).T
     patients = patients[sorted(patients.columns)]
     patients.index.name = "model"
     records = [record for line in lines for folds in line.records.values() for record in folds]
     ridge = next(line for line in lines if line.first.model["kind"] == "color_ridge")
+    comparisons = compare_models(
+        patients.drop(index=[line.label for line in lines if line.is_reference]), reference=ridge.label, top=TOP
+    )
     networks = [(line.label, *line.minus(ridge)) for line in lines if line.first.kind == "network"]
     left_out = lines[0].scores.left_out
     constant = {line.label: (line.scores.constant_predictions, int(np.isnan(line.scores.values["pearson"]))) for line in lines}
     intervals = [kind for kind in table["interval"] if kind]
     first = records[0]
     return Leaderboard(
-        title=f"{first.cohort.name}, protocol {first.protocol.get('name', 'unnamed')}",
+        title=f"{first.cohort.name}, protocol {protocol_name(first.protocol)}",
         card=protocol_card(records, intervals[0] if intervals else "none"),
         models=table,
         patients=patients,
         genes=_genes(lines),
-        notes=board_notes(networks, ridge.label, left_out, constant, incomplete, unfinished),
+        comparisons=comparisons,
+        notes=[*board_notes(networks, ridge.label, comparisons, left_out, constant, incomplete), *_gaps(records, unfinished)],
     )
 
 
-def _lines(models: Mapping[str, Mapping[int, list[Run]]], progress: Progress) -> list[Line]:
-    reference: dict[int, tuple[str, pd.DataFrame]] = {}
-    lines = []
-    for label, seeds in progress(models.items(), "reading scores", len(models)):
-        tables = []
-        for runs in seeds.values():
-            parts = [read_per_gene(run.folder) for run in runs]
-            for run, part in zip(runs, parts, strict=True):
-                keys, fold = part[[*KEYS, "n_spots", "measured_constant"]], run.record.fold.index
-                other, shared = reference.setdefault(fold, (label, keys))
-                if not shared.equals(keys):
-                    raise ProtocolError(
-                        f"{label} and {other} are not scored on the same spots and genes in fold {fold} ({run.folder}); "
-                        "train the older of them again on the cohort as it is now"
-                    )
-            tables.append(pd.concat(parts, ignore_index=True))
-        averaged = average_seeds(tables)
-        scores = aggregate(averaged)
-        replicates = None
-        if len(scores.patients) < T_FROM and not np.isnan(scores.values["pearson"]):
-            replicates = aggregate_replicates(averaged, _mean_replicates(list(seeds.values())))
-        seed_r = np.array(
-            [aggregate(table).values["pearson"] for table in tables] if len(tables) > 1 else [scores.values["pearson"]]
-        )
-        records = {seed: [run.record for run in runs] for seed, runs in seeds.items()}
-        lines.append(Line(label, records, scores, seed_r, replicates))
-    return lines
-
-
-def _mean_replicates(seeds: Sequence[Sequence[Run]]) -> Float[Array, "N R"]:
-    """Average replicates over seeds, which were resampled alike."""
-    drawn = [[read_replicates(run.folder) for run in runs] for runs in seeds]
-    if len({part.shape[1] for parts in drawn for part in parts}) > 1:
-        raise DataError(
-            f"{seeds[0][0].record.model_label}: its runs hold unlike numbers of bootstrap replicates ({seeds[0][0].folder} and "
-            "others); delete their bootstrap.parquet, and stexpr evaluate makes them again"
-        )
-    total: Float[Array, "N R"] = np.vstack(drawn[0])
-    for parts in drawn[1:]:
-        total = total + np.vstack(parts)
-    return total / np.float32(len(drawn))
-
-
-def _rank_key(line: Line) -> tuple[bool, float, float, str]:
+def _rank_key(line: Line) -> tuple[bool, bool, float, float, str]:
     r, r2 = float(line.scores.values["pearson"]), float(line.scores.values["r2"])
-    return bool(np.isnan(r)), -float(np.nan_to_num(r)), -float(np.nan_to_num(r2)), line.label
+    return line.is_reference, bool(np.isnan(r)), -float(np.nan_to_num(r)), -float(np.nan_to_num(r2)), line.label
 
 
-def _row(rank: int, line: Line) -> dict[str, Any]:
+def _row(rank: int | None, line: Line) -> dict[str, Any]:
     scores, interval, seeds = line.scores, line.interval(), list(line.records.values())
     chosen = sorted({record.epochs.chosen for folds in seeds for record in folds if record.epochs})
     parameters = [record.parameters for folds in seeds for record in folds if record.parameters is not None]
@@ -251,9 +196,17 @@ def _row(rank: int, line: Line) -> dict[str, Any]:
         "n_seeds": len(seeds),
         "r_seed_sd": float(line.seed_r.std(ddof=1)) if len(seeds) > 1 else np.nan,
         **{metric: scores.values[metric] for metric in ("spearman", "rmse", "mae", "r2")},
+        "ceiling": scores.values["ceiling"],
+        "r_over_ceiling": scores.r_over_ceiling,
+        "ceiling_depth_blind": scores.values["ceiling_depth_blind"],
+        **{name: scores.values[name] for name in ("slope", "r_within_depth")},
+        **{f"r_{name}": getattr(line.pooled, name) for name in ("pooled", "within", "between")},
+        **{name: scores.values[name] for name in MAPS},
         "genes_median_r_above_0": scores.genes_above_0,
         "genes_median_r_above_0.5": scores.genes_above_half,
         "genes_above_chance": str(scores.gene_test),
+        "genes_fdr": scores.genes_fdr,
+        "genes_spatial": scores.genes_spatial,
         "n_genes": int((scores.genes["n_patients"] > 0).sum()),
         "n_patients": sum(record.n.patients for record in seeds[0]),
         "n_sections": sum(record.n.sections for record in seeds[0]),
@@ -267,9 +220,23 @@ def _row(rank: int, line: Line) -> dict[str, Any]:
 def _genes(lines: Sequence[Line]) -> pd.DataFrame:
     """Rank genes by the leading model's mean r; one column of mean r per model."""
     table = pd.DataFrame({line.label: line.scores.genes["pearson"] for line in lines})
-    patients = lines[0].scores.genes["n_patients"].reindex(table.index)
+    measured = lines[0].scores.genes[["n_patients", *CEILINGS]].reindex(table.index)
     table = table.assign(**{"": table.index}).sort_values([lines[0].label, ""], ascending=[False, True]).drop(columns="")
     ranked = table.reset_index(names="gene")
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
-    ranked.insert(2, "n_patients", patients.loc[ranked["gene"]].to_numpy())
+    measured["unpredictable"] = measured["ceiling"] < UNPREDICTABLE
+    for place, (name, column) in enumerate(measured.items(), start=2):
+        ranked.insert(place, str(name), column.loc[ranked["gene"]].to_numpy())
     return ranked
+
+
+def _gaps(records: Sequence[Record], unfinished: Sequence[str]) -> list[str]:
+    """Say what a board is made of that one would not expect: unfinished runs, unlike versions."""
+    notes = []
+    for package in sorted({package for record in records for package in record.versions}):
+        found = sorted({record.versions.get(package, "unknown") for record in records})
+        if len(found) > 1:
+            notes.append(f"The runs were made with unlike versions of {package}: {', '.join(found)}.")
+    if unfinished:
+        notes.append(f"{len(unfinished)} runs without a record were not read: {'; '.join(unfinished)}.")
+    return notes

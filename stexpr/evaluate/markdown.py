@@ -1,99 +1,144 @@
 """A leaderboard as text for people: the protocol first, then the tables, then what they do not say."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find it
+    import stexpr.evaluate.leaderboard
 
 __all__ = ["render"]
 
 TOP_GENES = 10
-SCORES = ("rank", "model", "r", "interval", "seeds (SD)", "Spearman", "RMSE", "MAE", "R²")
-HEADER = (*SCORES, "r > 0", "r > .5", "above chance", "epochs", "minutes", "parameters")
+SCORES = ("rank", "model", "r", "interval", "ceiling", "r / ceiling", "seeds (SD)", "Spearman", "RMSE", "MAE", "R²")
+COUNTS = ("r > 0", "r > .5", "above chance", "at 5 % FDR", "beyond smoothness")
+HEADER = (*SCORES, *COUNTS, "epochs", "minutes", "parameters")
+BEYOND = {
+    "slope": "slope",
+    "r_within_depth": "r at like depth",
+    "ceiling_depth_blind": "depth-blind ceiling",
+    "r_pooled": "r pooled",
+    "r_within": "within patients",
+    "r_between": "between patients",
+    "ssim": "SSIM",
+    "bivariate_moran": "bivariate Moran",
+    "moran_predicted": "Moran, predicted",
+    "moran_measured": "Moran, measured",
+    "domain_ari": "domains ARI",
+    "domain_nmi": "domains NMI",
+}
 
 READING = (
     "**r** is Pearson's correlation of predicted with measured expression over spots, averaged as the protocol says; "
-    "0 is chance, 1 perfect. **R²** is the share of the training mean's squared error that is removed; below 0 the training "
-    "mean is better. **r > 0** and **r > .5** count genes by their median r over patients, without a test: about half of all "
-    "genes pass the first by chance. **Above chance** counts genes with more patients of r > 0 than a fair coin gives "
-    "(one-sided binomial, Holm over genes, α = 0.1). Baselines are in italics; – is undefined, never 0."
+    "0 is chance, 1 perfect. **Ceiling** is the r a perfect prediction would reach, given how few molecules were counted; it "
+    "bounds counting noise only, and **r / ceiling** is a ratio of means. **R²** is the share of the training mean's squared "
+    "error that is removed; below 0 the training mean is better. **r > 0** and **r > .5** count genes by their median r over "
+    "patients, without a test: about half of all genes pass the first by chance. **Above chance** counts genes with more "
+    "patients of r > 0 than a fair coin gives (one-sided binomial, Holm over genes, α = 0.1), **at 5 % FDR** the same by "
+    "Benjamini and Hochberg. **Beyond smoothness** counts genes that agree better than equally smooth maps would (5 % FDR). "
+    "Baselines are in italics; what sees the test data is a reference without a rank, and no bound; – is undefined, never 0."
+)
+BEYOND_READING = (
+    "**Slope** of measured on predicted expression: 1 is calibrated, below 1 predictions vary too much. **r at like depth** "
+    "compares spots of like sequencing depth, with the **depth-blind ceiling** beside it. **r pooled** is over all spots at "
+    "once, as many papers print it, taken apart **within** and **between patients** (three or more). **SSIM**, **bivariate "
+    "Moran** (the prediction against the measured neighbors) and **Moran** tell whether maps look alike and are as smooth; "
+    "**domains** compares Leiden clusters of predicted with those of measured expression."
 )
 
 
-def render(
-    title: str,
-    card: Sequence[tuple[str, str]],
-    models: pd.DataFrame,
-    patients: pd.DataFrame,
-    genes: pd.DataFrame,
-    notes: Sequence[str],
-) -> str:
+def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
     """Write a board as Markdown.
 
     Args:
-        title: Cohort and protocol.
-        card: The protocol in words.
-        models: The models, best first.
-        patients: r by model and patient.
-        genes: The genes, best first.
-        notes: Sentences to stand at the end.
+        board: The board.
 
     Returns:
         The text, numbers to three decimals.
     """
+    models, genes = board.models, board.genes
     first = models.iloc[0]
     size = (
         f"{first['n_patients']} patients, {first['n_sections']} sections, {first['n_spots']:,} spots, {first['n_genes']} genes"
     )
+    names = list(models["model"])
     gene_rows = [
-        [str(row["rank"]), _code(row["gene"]), *(_number(row[label]) for label in models["model"])]
+        [str(row["rank"]), _code(row["gene"]), _ceiling(row), *(_number(row[label]) for label in names)]
         for row in genes.head(TOP_GENES).to_dict("records")
     ]
+    patients = zip(board.patients.index, board.patients.to_numpy(), strict=True)
+    unpredictable = int(genes["unpredictable"].sum())
     parts = [
-        f"# Leaderboard: {title}",
+        f"# Leaderboard: {board.title}",
         f"{len(models)} models on {size}.",
         "## Protocol",
-        _table(["", ""], [[f"**{heading}**", sentence] for heading, sentence in card]),
+        _table(["", ""], [[f"**{heading}**", sentence] for heading, sentence in board.card]),
         "## Models",
-        _table(
-            HEADER,
-            [_model_row(row) for row in models.to_dict("records")],
-        ),
+        _table(HEADER, [_model_row(row) for row in models.to_dict("records")]),
         READING,
+        "## Beyond r",
+        _table(["model", *BEYOND.values()], [_beyond_row(row) for row in models.to_dict("records")]),
+        BEYOND_READING,
         "## r by patient",
         _table(
-            ["model", *map(str, patients.columns)],
-            [
-                [_escape(str(label)), *(_number(value) for value in row)]
-                for label, row in zip(patients.index, patients.to_numpy(), strict=True)
-            ],
+            ["model", *map(str, board.patients.columns)],
+            [[_escape(str(label)), *(_number(value) for value in row)] for label, row in patients],
+        ),
+        "## Compared over patients",
+        _table(
+            ["a", "b", "a − b", "p", "p, Holm", "verdict", "patients needed"],
+            [_comparison_row(row) for row in board.comparisons.to_dict("records")],
         ),
         f"## Genes the leading model predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
-        _table(["rank", "gene", *models["model"]], gene_rows),
+        _table(["rank", "gene", "ceiling", *map(_escape, names)], gene_rows),
+        f"{unpredictable} of {len(genes)} genes have a ceiling below .1: counting noise hides them from any model.",
         "## Notes",
-        "\n".join(f"- {_escape(note)}" for note in notes) if notes else "None.",
+        "\n".join(f"- {_escape(note)}" for note in board.notes) if board.notes else "None.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _model_row(row: dict[Any, Any]) -> list[str]:
-    name = _escape(row["model"])
     bounds = "–" if pd.isna(row["r_low"]) else f"{_number(row['r_low'])} to {_number(row['r_high'])}"
     seeds = f"{row['n_seeds']}" + ("" if pd.isna(row["r_seed_sd"]) else f" ({row['r_seed_sd']:.3f})")
     return [
-        str(row["rank"]),
-        f"*{name}*" if row["kind"] == "baseline" else name,
+        _whole(row["rank"]),
+        _name(row),
         _number(row["r"]),
         bounds,
+        _number(row["ceiling"]),
+        _number(row["r_over_ceiling"]),
         seeds,
         *(_number(row[metric]) for metric in ("spearman", "rmse", "mae", "r2")),
         _whole(row["genes_median_r_above_0"]),
         _whole(row["genes_median_r_above_0.5"]),
         row["genes_above_chance"],
+        _whole(row["genes_fdr"]),
+        _whole(row["genes_spatial"]),
         row["epochs"] or "–",
         f"{row['minutes']:.1f}",
         _whole(row["parameters"]),
     ]
+
+
+def _beyond_row(row: dict[Any, Any]) -> list[str]:
+    return [_name(row), *(_number(row[name]) for name in BEYOND)]
+
+
+def _comparison_row(row: dict[Any, Any]) -> list[str]:
+    difference = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}"
+    tests = [_number(row[name]) for name in ("p", "p_holm")]
+    return [_escape(row["a"]), _escape(row["b"]), difference, *tests, _escape(row["verdict"]), row["patients_needed"]]
+
+
+def _ceiling(row: dict[Any, Any]) -> str:
+    return f"{_number(row['ceiling'])}{' (unpredictable)' if row['unpredictable'] else ''}"
+
+
+def _name(row: dict[Any, Any]) -> str:
+    name = _escape(row["model"])
+    return name if row["kind"] == "network" else f"*{name}*"
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from stexpr.errors import MetricError
 
@@ -28,8 +28,12 @@ NOISE_STEPS = 16
 """Values that differ by fewer floating-point steps than this count as equal: a network that collapsed to one value
 still differs in the last bits between batches, and correlating those would score rounding."""
 
-ROWS = 512
-"""Spots taken at a time, so that the float64 copies stay in the processor's cache."""
+ROWS, GENES = 512, 256
+"""Spots and genes taken at a time, so that the float64 copies stay in the processor's cache."""
+
+SPREAD = 1e-3
+"""Share of a gene's mean square that its variance must exceed for raw sums to be trusted: at most three digits of sixteen
+cancel above it. Below it lie all genes that are constant up to rounding, in float16 too."""
 
 
 def constant_per_gene(values: Float[Array, "S G"]) -> Bool[Array, "G"]:
@@ -70,8 +74,18 @@ def pearson_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G
         >>> pearson_per_gene(np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]]), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 4.0]]))
         array([ 1., nan])
     """
-    constant = _check(predicted, measured)
-    return _pearson(predicted, measured, constant)
+    _check_shapes(predicted, measured)
+    r, sound = np.empty(predicted.shape[1]), np.empty(predicted.shape[1], dtype=bool)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite has unsound sums, and is refused below
+        for genes in _blocks(predicted.shape[1], GENES):
+            r[genes], sound[genes] = _pearson(predicted[:, genes], measured[:, genes])
+    unsound = np.flatnonzero(~sound)
+    constant = _check_values(predicted, measured, unsound)
+    for block in _blocks(unsound.size, GENES):
+        x, y = predicted[:, unsound[block]], measured[:, unsound[block]]
+        shifted, _ = _pearson(x, y, x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64))
+        r[unsound[block]] = np.where(constant[block], np.nan, shifted)
+    return r
 
 
 def spearman_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) -> Float64[Array, "G"]:
@@ -88,7 +102,10 @@ def spearman_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S 
         MetricError: Fewer than two spots, unlike shapes, or a value that is not finite.
     """
     constant = _check(predicted, measured)
-    return _pearson(_ranks(predicted), _ranks(measured), constant)
+    r, mean_rank = np.empty(predicted.shape[1]), (len(predicted) + 1) / 2
+    for genes in _blocks(predicted.shape[1], GENES):
+        r[genes], _ = _pearson(_ranks(predicted[:, genes]), _ranks(measured[:, genes]), mean_rank, mean_rank)
+    return np.where(constant, np.nan, r)
 
 
 def rmse_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) -> Float64[Array, "G"]:
@@ -99,7 +116,7 @@ def rmse_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"])
     """
     _check(predicted, measured)
     squared = np.zeros(predicted.shape[1])
-    for rows in _row_blocks(len(predicted)):
+    for rows in _blocks(len(predicted), ROWS):
         error = np.subtract(predicted[rows], measured[rows], dtype=np.float64)
         squared += np.einsum("sg,sg->g", error, error)
     return np.sqrt(squared / len(predicted))
@@ -113,7 +130,7 @@ def mae_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) 
     """
     _check(predicted, measured)
     absolute = np.zeros(predicted.shape[1])
-    for rows in _row_blocks(len(predicted)):
+    for rows in _blocks(len(predicted), ROWS):
         absolute += np.abs(np.subtract(predicted[rows], measured[rows], dtype=np.float64)).sum(axis=0)
     return absolute / len(predicted)
 
@@ -143,7 +160,7 @@ def r2_per_gene(
         raise MetricError(f"the training mean needs one finite value for each of {predicted.shape[1]} genes")
     reference = training_mean.astype(np.float64)
     residual, total = np.zeros(predicted.shape[1]), np.zeros(predicted.shape[1])
-    for rows in _row_blocks(len(predicted)):
+    for rows in _blocks(len(predicted), ROWS):
         truth = measured[rows].astype(np.float64)
         error, spread = truth - predicted[rows], truth - reference
         residual += np.einsum("sg,sg->g", error, error)
@@ -152,23 +169,33 @@ def r2_per_gene(
     return np.where(defined, 1 - residual / np.where(defined, total, 1), np.nan)
 
 
-def _pearson(predicted: Float[Array, "S G"], measured: Float[Array, "S G"], constant: Bool[Array, "G"]) -> Float64[Array, "G"]:
-    # One pass over sums shifted by the mean of the first rows. Raw sums would cancel when a gene's mean is large against
-    # its SD; this shift is at most sqrt(S / ROWS) SDs off the mean, so no more than three digits of sixteen can be lost.
-    shift_x = predicted[:ROWS].mean(axis=0, dtype=np.float64)
-    shift_y = measured[:ROWS].mean(axis=0, dtype=np.float64)
-    sx, sy, xx, yy, xy = np.zeros((5, predicted.shape[1]))
-    for rows in _row_blocks(len(predicted)):
-        x, y = predicted[rows] - shift_x, measured[rows] - shift_y
+def _pearson(
+    predicted: Float[Array, "S G"],
+    measured: Float[Array, "S G"],
+    shift_x: Float[Array, "G"] | float = 0.0,
+    shift_y: Float[Array, "G"] | float = 0.0,
+) -> tuple[Float64[Array, "G"], Bool[Array, "G"]]:
+    """Correlate by one pass over sums about the shifts, and tell whose sums are sound: finite, and not mostly canceled."""
+    n, shape = len(predicted), predicted[:ROWS].shape
+    buffer_x, buffer_y = np.empty(shape), np.empty(shape)
+    sx, sy, xx, yy, xy = np.zeros((5, shape[1]))
+    for rows in _blocks(n, ROWS):
+        size = len(predicted[rows])
+        x, y = buffer_x[:size], buffer_y[:size]
+        for values, source, shift in ((x, predicted, shift_x), (y, measured, shift_y)):
+            values[...] = source[rows]
+            if np.any(shift):
+                values -= shift
         sx += x.sum(axis=0)
         sy += y.sum(axis=0)
         xx += np.einsum("sg,sg->g", x, x)
         yy += np.einsum("sg,sg->g", y, y)
         xy += np.einsum("sg,sg->g", x, y)
-    n = len(predicted)
-    scale = np.sqrt(np.maximum(xx - sx**2 / n, 0)) * np.sqrt(np.maximum(yy - sy**2 / n, 0))
-    defined = ~constant & (scale > 0)
-    return np.where(defined, np.clip((xy - sx * sy / n) / np.where(defined, scale, 1), -1, 1), np.nan)
+    vx, vy = np.maximum(xx - sx**2 / n, 0), np.maximum(yy - sy**2 / n, 0)
+    scale = np.sqrt(vx) * np.sqrt(vy)
+    defined = scale > 0
+    r = np.where(defined, np.clip((xy - sx * sy / n) / np.where(defined, scale, 1), -1, 1), np.nan)
+    return r, (vx > SPREAD * xx) & (vy > SPREAD * yy)  # nothing that is not finite exceeds
 
 
 def _ranks(values: Float[Array, "S G"]) -> Float64[Array, "S G"]:
@@ -183,26 +210,37 @@ def _ranks(values: Float[Array, "S G"]) -> Float64[Array, "S G"]:
     return ranks.T
 
 
-def _row_blocks(n: int) -> Iterator[slice]:
-    return (slice(start, start + ROWS) for start in range(0, n, ROWS))
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def _check(predicted: Array, measured: Array) -> Bool[Array, "G"]:
     """Refuse what has no metric, and return which genes are constant on either side (one look at the extremes does both)."""
+    _check_shapes(predicted, measured)
+    return _check_values(predicted, measured, np.arange(predicted.shape[1]))
+
+
+def _check_shapes(predicted: Array, measured: Array) -> None:
     if predicted.shape != measured.shape or predicted.ndim != 2:
         raise MetricError(
             f"predicted has shape {predicted.shape}, measured {measured.shape}; both must be spots x genes of one shape"
         )
     if len(predicted) < 2:
         raise MetricError(f"{len(predicted)} spots have no spread; a metric over spots needs at least 2")
-    constant = np.zeros(predicted.shape[1], dtype=bool)
+
+
+def _check_values(predicted: Array, measured: Array, columns: Int[Array, "C"]) -> Bool[Array, "C"]:
+    """Refuse values that are not finite among the columns given; return which of these are constant on either side."""
+    genes = predicted.shape[1]
+    constant = np.zeros(columns.size, dtype=bool)
     for name, values in (("predicted", predicted), ("measured", measured)):
-        low, high = values.min(axis=0), values.max(axis=0)
+        chosen = values if columns.size == genes else values[:, columns]
+        low, high = chosen.min(axis=0), chosen.max(axis=0)
         finite = np.isfinite(low) & np.isfinite(high)
         if not finite.all():
             raise MetricError(
-                f"{name} expression is not finite for {int((~finite).sum())} of {finite.size} genes "
-                f"(first: column {int(np.argmin(finite))})"
+                f"{name} expression is not finite for {int((~finite).sum())} of {genes} genes "
+                f"(first: column {int(columns[np.argmin(finite)])})"
             )
         constant |= _equal(low, high)
     return constant

@@ -13,25 +13,25 @@ __all__ = ["board_notes"]
 def board_notes(
     networks: Sequence[tuple[str, float, Interval]],
     ridge: str,
+    comparisons: pd.DataFrame,
     left_out: pd.DataFrame,
     constant: Mapping[str, tuple[int, int]],
     incomplete: Sequence[str],
-    unfinished: Sequence[str],
 ) -> list[str]:
     """Write the notes of a board.
 
     Args:
         networks: Label of each network, best first, the difference of its mean r to the color ridge and its interval.
         ridge: Label of the color ridge.
+        comparisons: Tests over patients, as `compare_models` makes them.
         left_out: (patient, section, gene) whose measured values are constant.
         constant: By model: how many gene x section it predicts constant, and 1 where its mean r is undefined for it.
         incomplete: Models or seeds set aside, in words.
-        unfinished: Runs without a record, in words.
 
     Returns:
         One sentence or a few per note, the most important first.
     """
-    notes = [_against_ridge(networks, ridge)] if networks else []
+    notes = [_against_ridge(networks, ridge), *_over_patients(networks[0][0], ridge, comparisons)] if networks else []
     if len(left_out):
         names = [f"{gene} ({section})" for gene, section in zip(left_out["gene"], left_out["section"], strict=True)]
         notes.append(
@@ -46,9 +46,17 @@ def board_notes(
         elif count:
             notes.append(f"{label} predicts a constant for {count} gene × section, which enter its mean r as 0.")
     notes += incomplete
-    if unfinished:
-        notes.append(f"{len(unfinished)} runs without a record were not read: {'; '.join(unfinished)}.")
     return notes
+
+
+def _over_patients(leader: str, ridge: str, comparisons: pd.DataFrame) -> list[str]:
+    """Say what the test over patients says of the leading network, and how many patients would be enough."""
+    pairs = comparisons[(comparisons["a"] == leader) & (comparisons["b"] == ridge)]
+    return [
+        f"Over patients (sign flips of one difference each): {leader} against the {ridge}: {row['verdict']}. Patients needed "
+        f"to show this difference, if it is the true one: {row['patients_needed']}."
+        for row in pairs.to_dict("records")
+    ]
 
 
 def _against_ridge(networks: Sequence[tuple[str, float, Interval]], ridge: str) -> str:

@@ -1,4 +1,4 @@
-"""What may share a table, and the protocol in words.
+"""What may share a table.
 
 A correlation means nothing without its protocol: the same model is printed at .31 and at .78. Records are compared only where
 task, protocol, cohort, split and, fold by fold, the gene panel are the same.
@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from stexpr.config import BASELINES
 from stexpr.errors import ProtocolError, nearest
 from stexpr.evaluate.records import Record, Run
 
-__all__ = ["check_comparable", "flat", "protocol_card", "select_runs"]
+__all__ = ["REQUIRED", "check_comparable", "flat", "protocol_name", "select_runs"]
 
-REQUIRED: Final = {"training_mean": "training mean", "color_ridge": "color ridge"}
+REQUIRED: Final = {model.kind: model.label for model in BASELINES}
+"""What stands on every board."""
 
 
 def select_runs(runs: Sequence[Run], cohort: str | None, protocol: str | None) -> list[Run]:
@@ -55,6 +57,11 @@ def check_comparable(records: Sequence[Record]) -> None:
         ),
         ("cohort", "choose one with --cohort NAME or HASH", lambda r: f"{r.cohort.name} {r.cohort.hash}"),
         ("split", "give the runs of one split at a time", lambda r: r.split_hash),
+        (
+            "scoring setting",
+            "score all of them again with stexpr evaluate --refresh",
+            lambda r: str(dict(sorted(r.scoring.items()))),
+        ),
     ]
     for what, advice, value in shared:
         found = sorted({value(record) for record in records})
@@ -92,6 +99,11 @@ def _protocol_difference(records: Sequence[Record]) -> str:
     return "; they differ in " + ", ".join(f"{key}: {one.get(key)} / {other.get(key)}" for key in keys[:3]) if keys else ""
 
 
+def protocol_name(protocol: Mapping[str, Any]) -> str:
+    """Return a protocol's name, with the word that a protocol looking at test data carries everywhere."""
+    return f"{protocol.get('name', 'unnamed')}{' (LEAKY)' if protocol.get('leaky') else ''}"
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested settings into `a.b.c` keys.
 
@@ -106,131 +118,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def protocol_card(records: Sequence[Record], interval: str) -> list[tuple[str, str]]:
-    """Say in words what was predicted, on whom it was tested and how it was scored.
-
-    Args:
-        records: Comparable records.
-        interval: Kind of the intervals on the board.
-
-    Returns:
-        Pairs of a heading and a sentence; protocol keys this version has no words for stand at the end as they are.
-    """
-    first = records[0]
-    protocol = flat(first.protocol)
-    used: set[str] = set()
-
-    def take(key: str, default: Any = None) -> Any:
-        used.add(key)
-        return protocol.get(key, default)
-
-    details = ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in first.cohort.details.items()
-        if value is not None
-    )
-    patients = sorted({patient for record in records for patient in record.fold.test_patients})
-    by_fold = sorted({record.fold.index: record for record in records}.items())
-    folds = "; ".join(f"fold {index}: {', '.join(record.fold.test_patients)}" for index, record in by_fold)
-    rules = sorted({record.fold.validation for record in records if record.kind == "network"})
-    card = [
-        ("Protocol", f"{take('name', 'unnamed')} ({first.protocol_hash})"),
-        (
-            "Cohort",
-            f"{first.cohort.name} ({first.cohort.hash}); {details}"
-            if details
-            else f"{first.cohort.name} ({first.cohort.hash})",
-        ),
-        (
-            "Tested",
-            f"{len(patients)} of {len(first.cohort.patients)} patients ({_few(patients)}), each by a model that never saw them",
-        ),
-        ("Split", _split(take)),
-        ("Folds", folds if len(by_fold) <= 12 else f"{len(by_fold)} folds"),
-        ("Genes", _genes(take, records)),
-        ("Expression", _expression(take)),
-        ("Number of epochs", _validation(take, rules)),
-        ("Correlation", _pooling(take)),
-        ("Aggregation", _aggregation(records)),
-        ("Interval", interval),
-    ]
-    rest = {key: value for key, value in protocol.items() if key not in used and value not in (None, [], "")}
-    if rest:
-        card.append(("Further settings", ", ".join(f"{key} = {value}" for key, value in sorted(rest.items()))))
-    return card
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, … {len(names) - most} more"
-
-
-def _split(take: Callable[..., Any]) -> str:
-    rule, k, seed, fixed = take("split.rule"), take("split.k"), take("split.seed"), take("split.test_patients", [])
-    words = {
-        "leave_one_patient_out": "leave one patient out: each patient is tested by a model trained on all others",
-        "grouped_kfold": f"{k} folds over patients (seed {seed}); all sections of a patient stay on one side",
-        "fixed": f"fixed test patients: {', '.join(fixed or [])}",
-    }
-    return words.get(str(rule), str(rule))
-
-
-def _genes(take: Callable[..., Any], records: Sequence[Record]) -> str:
-    rule, detection = take("panel.rule"), take("panel.min_detection", 0)
-    included, scope = take("panel.include", []), take("panel.scope")
-    take("panel.n_main"), take("panel.genes")
-    sizes = sorted({record.panel.n_main for record in records})
-    n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
-    words = {
-        "top_mean": f"the {n} genes of highest mean count",
-        "highly_variable": f"the {n} most variable genes",
-        "list": f"a given list of {n} genes",
-    }.get(str(rule), f"{n} genes by the rule {rule}")
-    words += f" among those with a count in at least {detection:.0%} of spots" if rule != "list" else ""
-    words += f", {', '.join(included)} always included" if included else ""
-    if rule == "list":
-        return words
-    if scope == "training":
-        return f"{words}; chosen on the training spots of each fold ({len({r.panel.hash for r in records})} different panels)"
-    return f"{words}; chosen on the whole cohort, TEST SPOTS INCLUDED, as in the papers: optimistic"
-
-
-def _aggregation(records: Sequence[Record]) -> str:
-    order = "gene × section → mean over a patient's sections → mean over patients → mean over genes"
-    if len({record.panel.hash for record in records}) == 1:
-        return order
-    return f"{order}; a gene's mean runs over the patients whose fold's panel holds it (n_patients in per_gene.csv)"
-
-
-def _expression(take: Callable[..., Any]) -> str:
-    kind, target = take("expression.kind"), take("expression.target_sum", 1e4)
-    return {
-        "library_log1p": f"log(1 + counts per {target:,.0f}), over every gene the cohort measured; raw, never smoothed",
-        "log1p": "log(1 + counts), without library size; raw, never smoothed",
-        "stnet": "log((1 + counts) / (library + genes)), as ST-Net; raw, never smoothed",
-    }.get(str(kind), str(kind))
-
-
-def _validation(take: Callable[..., Any], used: Sequence[str]) -> str:
-    splits, fraction, refit = take("validation.splits"), take("validation.fraction"), take("validation.refit")
-    asked = take("validation.rule")
-    words = {
-        "patient": "held-out training patients",
-        "section": "held-out training sections",
-        "block": "a held-out spatial block of training spots, a window apart from the rest",
-        "epochs": "set in advance",
-    }
-    how = "; or ".join(words.get(rule, rule) for rule in used) or "no network on this board"
-    if set(used) <= {"epochs"} or fraction is None:
-        return f"{how} (rule {asked})"
-    again = "then trained again on all training spots" if refit else "that model is kept"
-    return f"chosen on {how} (rule {asked}, share {fraction:g}, {splits} inner split{'s' if splits != 1 else ''}), {again}"
-
-
-def _pooling(take: Callable[..., Any]) -> str:
-    pooling = take("pooling")
-    return {
-        "within_section": "Pearson's r over the spots of one section at a time",
-        "pooled": "Pearson's r over all test spots of a fold at once, WHICH REWARDS DIFFERENCES BETWEEN PATIENTS: optimistic",
-    }.get(str(pooling), str(pooling))

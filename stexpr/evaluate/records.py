@@ -49,7 +49,7 @@ class FoldRef(Strict):
 
     index: int = Field(ge=0)
     test_patients: tuple[str, ...] = Field(min_length=1)
-    validation: str = Field(description="the rule used: patient, section, block, epochs or none")
+    validation: str = Field(description="the rule used: patient, section, block, epochs, test or none")
 
 
 class PanelRef(Strict):
@@ -89,7 +89,7 @@ class Record(Strict):
     task: str = "spot_expression"
     study: str
     model_label: str = Field(min_length=1)
-    kind: Literal["network", "baseline"]
+    kind: Literal["network", "baseline", "reference"]
     model: Plain
     settings: Plain = {}
     protocol: Plain
@@ -104,6 +104,7 @@ class Record(Strict):
     epochs: Epochs | None = None
     parameters: int | None = None
     values: dict[str, Value]
+    scoring: Plain = Field({}, description="replicates, repeats and seed of the random parts of the score")
     notes: tuple[str, ...] = ()
     wall_time_s: float = Field(ge=0)
     device: str

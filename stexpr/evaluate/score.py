@@ -3,22 +3,33 @@
 `stexpr train` and `stexpr evaluate` both call `score` on the same file, so the numbers of a record can be made again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float32
+import scipy.sparse as sp
+from jaxtyping import Float32
 
 from stexpr.config.files import write_whole
 from stexpr.errors import DataError, StexprError
-from stexpr.evaluate import metrics
-from stexpr.evaluate.aggregate import METRICS, Aggregate, aggregate, aggregate_replicates
+from stexpr.evaluate.aggregate import (
+    DIAGNOSTICS,
+    FLAGS,
+    KEYS,
+    METRICS,
+    MOMENTS,
+    SPATIAL_P,
+    Aggregate,
+    aggregate,
+    aggregate_replicates,
+)
+from stexpr.evaluate.gene_scores import Unit, gene_table, transform_of
 from stexpr.evaluate.intervals import REPLICATES, block_replicates, patient_interval, spatial_blocks
 from stexpr.evaluate.records import Counts, Value
-from stexpr.types import MEASURED
+from stexpr.types import COUNTS, MEASURED
 
 __all__ = ["BOOTSTRAP_FILE", "PER_GENE_FILE", "Scores", "read_per_gene", "read_replicates", "score"]
 
@@ -36,8 +47,7 @@ class Scores:
     """What one run scored.
 
     Attributes:
-        per_gene: One row per (patient, section, gene) with the five metrics, `n_spots`, `measured_constant` and
-            `predicted_constant`.
+        per_gene: One row per (patient, section, gene), as `gene_table` makes them.
         replicates: r of each of those rows on resampled spatial blocks, as it enters a ranking mean.
         aggregate: The same rows by gene, by patient and overall.
         summary: The metrics for the record, null where undefined, r with its interval.
@@ -76,7 +86,7 @@ def score(predictions: Any, pooling: Pooling = "within_section", *, n_replicates
 
     Args:
         predictions: AnnData, spots x genes: `X` predicted, `layers["measured"]`, `obs` with section, patient, x_um and y_um,
-            `var` with training_mean.
+            `var` with training_mean; for ceilings and depth also `obs["library"]`, `layers["counts"]` and its provenance.
         pooling: `within_section` correlates inside each section; `pooled` over all spots at once, which also rewards
             differences between sections and patients (its `section` column says "pooled", its patient joins the names).
         n_replicates: Spatial-block bootstrap replicates of every gene's r.
@@ -89,36 +99,37 @@ def score(predictions: Any, pooling: Pooling = "within_section", *, n_replicates
         DataError: A column or layer is missing, a section has two patients, a value is not finite.
         MetricError: A section has fewer than two spots, or no gene varies.
     """
-    spots, predicted, measured, training_mean = _parts(predictions)
+    spots = _spots(predictions)
     genes = [str(gene) for gene in predictions.var_names]
-    sections = spots["section"].to_numpy(dtype=str)
-    block = np.zeros(len(spots), dtype=np.int64)
-    for name in dict.fromkeys(sections):
-        inside = sections == name
-        block[inside] = spatial_blocks(*(spots.loc[inside, axis].to_numpy(dtype=np.float64) for axis in ("x_um", "y_um")))
+    transform = transform_of(predictions)
     tables, replicates = [], []
-    for section, patient, rows in _units(spots, pooling):
+    for unit, strata in _units(predictions, spots, pooling):
         try:
-            tables.append(_per_gene(predicted[rows], measured[rows], training_mean, (patient, section), genes))
+            tables.append(gene_table(unit, genes, transform, one_section=pooling == "within_section"))
         except StexprError as err:
-            err.add_note(f"while scoring section {section} of patient {patient}")
+            err.add_note(f"while scoring section {unit.section} of patient {unit.patient}")
             raise
-        strata = list(sections[rows])
-        replicates.append(block_replicates(predicted[rows], measured[rows], block[rows], strata, n=n_replicates, seed=seed))
+        drawn = block_replicates(unit.predicted, unit.measured, unit.blocks, strata, n=n_replicates, seed=seed)
+        replicates.append(drawn)
     per_gene, drawn = pd.concat(tables, ignore_index=True), np.vstack(replicates)
     scores = aggregate(per_gene)
-    counts = Counts(patients=spots["patient"].nunique(), sections=len(set(sections)), spots=len(spots), genes=len(genes))
+    of = {"patients": spots["patient"].nunique(), "sections": spots["section"].nunique(), "spots": len(spots)}
+    counts = Counts(**of, genes=len(genes))
     return Scores(per_gene, drawn, scores, _summary(scores, per_gene, drawn), counts, _notes(scores, per_gene))
 
 
 def read_per_gene(folder: Path) -> pd.DataFrame:
     """Read the scores a run wrote.
 
+    Returns:
+        A row per (patient, section, gene) as in `Scores.per_gene`; files of older versions lack columns beyond the five
+        metrics, which count as undefined.
+
     Raises:
-        DataError: The file is missing, unreadable or lacks a column.
+        DataError: The file is missing, unreadable or lacks a column every version wrote.
     """
-    columns = ["patient", "section", "gene", *METRICS, "n_spots", "measured_constant", "predicted_constant"]
-    table: pd.DataFrame = _read(folder / PER_GENE_FILE, columns).to_pandas()
+    columns = [*KEYS, *METRICS, "n_spots", *FLAGS]
+    table: pd.DataFrame = _read(folder / PER_GENE_FILE, columns, [*DIAGNOSTICS, *MOMENTS, SPATIAL_P]).to_pandas()
     return table
 
 
@@ -133,12 +144,12 @@ def read_replicates(folder: Path) -> Float32[Array, "N R"]:
     return replicates
 
 
-def _read(path: Path, columns: list[str]) -> Any:
+def _read(path: Path, columns: list[str], optional: Sequence[str] = ()) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read(columns=columns)  # leaves out in silence what the file does not have
+        table = pq.ParquetFile(path).read(columns=[*columns, *optional])  # leaves out in silence what the file does not have
         if missing := [name for name in columns if name not in table.column_names]:
             raise KeyError(f"no column {', '.join(missing)}")
         return table
@@ -150,60 +161,49 @@ def _read(path: Path, columns: list[str]) -> Any:
         raise DataError(f"{path} is not readable ({err}); delete it, and stexpr evaluate {path.parent} makes it again") from err
 
 
-def _parts(predictions: Any) -> tuple[pd.DataFrame, Float[Array, "S G"], Float[Array, "S G"], Float[Array, "G"]]:
+def _spots(predictions: Any) -> pd.DataFrame:
+    """Return who and where the spots are, after a look at everything a predictions file has to hold."""
     missing = [f"obs[{name!r}]" for name in OBS if name not in predictions.obs]
     missing += ["var['training_mean']"] * ("training_mean" not in predictions.var)
     missing += [f"layers[{MEASURED!r}]"] * (MEASURED not in predictions.layers)
     if missing:
         raise DataError(f"not a predictions file of stexpr: it lacks {', '.join(missing)}")
-    spots = predictions.obs[OBS].reset_index(drop=True).astype({"section": str, "patient": str})
+    spots: pd.DataFrame = predictions.obs[OBS].reset_index(drop=True).astype({"section": str, "patient": str})
     shared = spots.groupby("section")["patient"].nunique()
     if (shared > 1).any():
         raise DataError(f"section {shared.index[shared > 1][0]!r} belongs to {shared.max()} patients; it can have one")
     if not np.isfinite(spots[["x_um", "y_um"]].to_numpy(dtype=float)).all():
         raise DataError("the predictions file holds spots without a finite x_um and y_um")
-    arrays = (np.asarray(predictions.X), np.asarray(predictions.layers[MEASURED]))
-    for name, values in zip(("X", f"layers[{MEASURED!r}]"), arrays, strict=True):
-        if values.dtype.kind != "f" or values.ndim != 2:
+    for name, values in (("X", predictions.X), (f"layers[{MEASURED!r}]", predictions.layers[MEASURED])):
+        if sp.issparse(values) or values.dtype.kind != "f" or values.ndim != 2:
             raise DataError(f"{name} of the predictions file is not a dense array of floats, but {values.dtype}")
-    return spots, *arrays, predictions.var["training_mean"].to_numpy(dtype=np.float64)
+    return spots
 
 
-def _units(spots: pd.DataFrame, pooling: Pooling) -> Iterable[tuple[str, str, Array]]:
-    """Yield what is correlated together: section, patient, row numbers."""
-    if pooling == "pooled":
-        yield POOLED, " + ".join(dict.fromkeys(spots["patient"])), np.arange(len(spots))
-        return
-    for section, group in spots.groupby("section", sort=False):
-        yield str(section), str(group["patient"].iloc[0]), group.index.to_numpy()
-
-
-def _per_gene(
-    predicted: Float[Array, "S G"],
-    measured: Float[Array, "S G"],
-    training_mean: Float[Array, "G"],
-    unit: tuple[str, str],
-    genes: list[str],
-) -> pd.DataFrame:
-    values = {
-        "pearson": metrics.pearson_per_gene(predicted, measured),
-        "spearman": metrics.spearman_per_gene(predicted, measured),
-        "rmse": metrics.rmse_per_gene(predicted, measured),
-        "mae": metrics.mae_per_gene(predicted, measured),
-        "r2": metrics.r2_per_gene(predicted, measured, training_mean),
-    }
-    patient, section = unit
-    return pd.DataFrame(
-        {
-            "patient": patient,
-            "section": section,
-            "gene": genes,
-            **values,
-            "n_spots": len(predicted),
-            "measured_constant": metrics.constant_per_gene(measured),
-            "predicted_constant": metrics.constant_per_gene(predicted),
-        }
-    )
+def _units(predictions: Any, spots: pd.DataFrame, pooling: Pooling) -> Iterable[tuple[Unit, list[str]]]:
+    """Yield what is correlated together, and the section of each of its spots."""
+    block = np.zeros(len(spots), dtype=np.int64)
+    for rows in spots.groupby("section", sort=False).indices.values():
+        block[rows] = spatial_blocks(*(spots[axis].to_numpy(dtype=np.float64)[rows] for axis in ("x_um", "y_um")))
+    measured, mean = np.asarray(predictions.layers[MEASURED]), predictions.var["training_mean"].to_numpy(dtype=np.float64)
+    counts = sp.csr_matrix(predictions.layers[COUNTS]) if COUNTS in predictions.layers else None
+    library = predictions.obs["library"].to_numpy(dtype=np.float64) if "library" in predictions.obs else None
+    sections = {name: np.asarray(rows) for name, rows in spots.groupby("section", sort=False).indices.items()}
+    for section, rows in {POOLED: np.arange(len(spots))}.items() if pooling == "pooled" else sections.items():
+        strata = spots["section"].iloc[rows].tolist()
+        unit = Unit(
+            patient=" + ".join(dict.fromkeys(spots["patient"].iloc[rows])),
+            section=str(section),
+            predicted=np.asarray(predictions.X)[rows],
+            measured=measured[rows],
+            training_mean=mean,
+            x_um=spots["x_um"].to_numpy(dtype=np.float64)[rows],
+            y_um=spots["y_um"].to_numpy(dtype=np.float64)[rows],
+            blocks=block[rows],
+            library=None if library is None else library[rows],
+            counts=None if counts is None else counts[rows],
+        )
+        yield unit, strata
 
 
 def _summary(scores: Aggregate, per_gene: pd.DataFrame, replicates: Float32[Array, "N R"]) -> dict[str, Value]:

@@ -111,7 +111,9 @@ class ColorRidge:
         for held_out in self._held_out(np.asarray(groups)):
             for i, alpha in enumerate(self.alphas):
                 model = _ridge(alpha).fit(wide[~held_out], expression[~held_out])
-                errors[i] += np.square((model.predict(wide[held_out]) - expression[held_out]) / scale).sum()
+                # scikit-learn drops the axis of a single gene, and the difference would spread over all pairs of spots
+                predicted = model.predict(wide[held_out]).reshape(-1, expression.shape[1])
+                errors[i] += np.square((predicted - expression[held_out]) / scale).sum()
         self.alpha = self.alphas[int(errors.argmin())]
         self._model = _ridge(self.alpha).fit(wide, expression)
         return self

@@ -62,7 +62,8 @@ class NetworkTraining:
     Args:
         config: The study; its model is a network.
         fold: The partition.
-        dataset: The training spots of the fold, no others.
+        dataset: The training spots of the fold; after them those of the inner partitions, where a leaky protocol validates
+            on the test sections.
         transform: Unit of expression.
         folder: The run's folder, for the checkpoint.
         progress: Shows the epochs of each training.
@@ -84,6 +85,7 @@ class NetworkTraining:
         self.fold = fold
         self.dataset = dataset
         self.transform = transform
+        self.training_rows = dataset.rows(dict.fromkeys(fold.train_sections))
         self.path = folder / CHECKPOINT
         self.progress = progress
         self.curves: list[list[float]] = []
@@ -129,17 +131,16 @@ class NetworkTraining:
         return bool(self.fold.inner) and not self.config.protocol.validation.refit
 
     def _phase(self, index: int) -> _Phase:
-        everything = torch.arange(len(self.dataset))
         if index < len(self.fold.inner):
             split: InnerSplit = self.fold.inner[index]
             rows = self.dataset.rows
             return _Phase(f"inner {index}", rows(split.train), rows(split.validation), self.config.training.epochs)
         n_epochs = choose_epoch(self.curves) if self.curves else self.config.training.epochs
-        return _Phase("final", everything, None, n_epochs)
+        return _Phase("final", self.training_rows, None, n_epochs)
 
     def _fit(self, index: int) -> Fit[SpotRegressor]:
         phase = self._phase(index)
-        model = build_network(self.config, self.dataset, self.transform)
+        model = build_network(self.config, self.dataset, self.training_rows, self.transform)
         rows = phase.validation_rows
 
         def measure() -> float:
@@ -236,25 +237,28 @@ def choose_epoch(curves: list[list[float]]) -> int:
     return int(np.mean([curve[:reached] for curve in curves], axis=0).argmax()) + 1
 
 
-def build_network(config: StudyConfig, dataset: SpotDataset, transform: ExpressionTransform) -> SpotRegressor:
-    """Build the network of a study, its objectives fitted on the spots of `dataset`, and put it on its device.
+def build_network(
+    config: StudyConfig, dataset: SpotDataset, rows: Int64[Tensor, "S"], transform: ExpressionTransform
+) -> SpotRegressor:
+    """Build the network of a study, its objectives fitted on training spots, and put it on its device.
 
     Args:
         config: The study; its model is a network.
-        dataset: Training spots.
+        dataset: Where the rows are read.
+        rows: Training spots.
         transform: Unit of expression.
     """
     network = config.model
     assert isinstance(network, NetworkConfig)
-    library = dataset.library.numpy()
+    library = dataset.library[rows].numpy()
     main = make_objective(
-        network.loss, counts=dataset.counts_main.numpy(), library=library, transform=transform, standardize=True
+        network.loss, counts=dataset.counts_main[rows].numpy(), library=library, transform=transform, standardize=True
     )
     auxiliary = None
     if dataset.counts_auxiliary.shape[1]:
         auxiliary = make_objective(
             network.loss,
-            counts=dataset.counts_auxiliary.numpy(),
+            counts=dataset.counts_auxiliary[rows].numpy(),
             library=library,
             transform=transform,
             standardize=network.auxiliary.standardize,

@@ -1,5 +1,6 @@
 """What a run leaves behind: predictions, per-gene scores, maps and the values of its record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.figures import gene_map_figure
+from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record, versions
 from stexpr.evaluate.score import Scores, score
 from stexpr.inference import pick_device, predictions_anndata
@@ -42,6 +44,7 @@ class Job:
         split_hash: Identifies the fold among all folds of the split, which is what a leaderboard compares.
         panel: Genes of the fold.
         transform: Unit of expression.
+        window_px: Side of the field of view.
         folder: Where the run lives.
     """
 
@@ -51,7 +54,24 @@ class Job:
     split_hash: str
     panel: GenePanel
     transform: ExpressionTransform
+    window_px: int
     folder: Path
+
+    def spots(self, sections: Sequence[str], panel: GenePanel | None = None, *, in_memory: bool = False) -> SpotDataset:
+        """Return the spots of some sections, with the main genes of the fold unless a panel is given."""
+        return SpotDataset(
+            self.cohort,
+            sections,
+            panel or self.panel.without_auxiliary(),
+            window_px=self.window_px,
+            in_memory=in_memory,
+            expression=self.config.protocol.expression,
+        )
+
+    def expression(self, spots: SpotDataset) -> Float32[Array, "S G"]:
+        """Return the measured expression of the main genes."""
+        measured: Float32[Array, "S G"] = self.transform(spots.counts_main.numpy(), spots.library.numpy())
+        return measured
 
     def provenance(self) -> dict[str, Any]:
         """Say what a model or a predictions file was made from, in plain JSON values."""
@@ -66,6 +86,7 @@ class Job:
             "license": card.license,
             "citation": card.citation,
             "protocol": config.protocol.decisive(),
+            "n_genes": self.transform.n_genes,
             "model": config.model.model_dump(mode="json"),
             "label": config.model.label,
             "seed": config.seed,
@@ -134,16 +155,20 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
         for key in ("species", "tissue", "preservation", "technology", "library", "mpp", "window_px", "stain", "license")
     }
     network = isinstance(config.model, NetworkConfig)
+    shallow = {section: cohort.hidden(section) for section in (*fold.train_sections, *fold.test_sections)}
     left_out = sum(inner.left_out for inner in fold.inner)
     notes = [*predicted.notes, *scores.notes]
     notes += [f"{gene}, included by name, is detected in {panel.detection[gene]:.1%} of the spots" for gene in panel.included]
+    if any(shallow.values()):
+        named = ", ".join(f"{section} {count}" for section, count in shallow.items() if count)
+        notes.append(f"spots of fewer than {cohort.min_counts} counts, neither trained on nor tested: {named}")
     if network and left_out:
         notes.append(f"{left_out} spots in the buffer of the inner split neither trained nor validated there")
     return Record.model_validate(
         {
             "study": config.name,
             "model_label": config.model.label,
-            "kind": "network" if network else "baseline",
+            "kind": config.model.role,
             "model": config.model.model_dump(mode="json"),
             "settings": {
                 "input": config.input.model_dump(mode="json"),
@@ -171,6 +196,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained else None,
             "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else None,
             "values": {name: value.model_dump() for name, value in scores.summary.items()},
+            "scoring": SCORING,
             "notes": tuple(notes),
             "wall_time_s": round(seconds, 3),
             "device": device_name(config) if trained else "cpu",

@@ -6,24 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
-from stexpr.config import ColorRidgeConfig, NetworkConfig, StudyConfig
-from stexpr.data.datasets import SpotDataset
+from stexpr.config import NetworkConfig, StudyConfig
+from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.store import PreparedCohort
+from stexpr.errors import ConfigError
 from stexpr.evaluate.records import RECORD, Record, write_record
 from stexpr.inference import predict_expression
-from stexpr.models.baselines import ColorRidge, color_features, fitting_radii
 from stexpr.models.export import save_model
-from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing, fit_panel
+from stexpr.panel import ExpressionTransform, Preprocessing
 from stexpr.train import folder as names
+from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.network import CHECKPOINT, NetworkTraining, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
 from stexpr.types import Progress, silent
+
+
+def window_px(config: StudyConfig, cohort: PreparedCohort) -> int:
+    """Return the side of the field of view: the protocol's where it fixes one, else the study's, else the prepared patch.
+
+    Raises:
+        ConfigError: The study asks for another window than its protocol.
+    """
+    fixed, asked = config.protocol.window_um, config.input.window_px
+    if fixed is None:
+        return asked or cohort.window_px
+    window = round(fixed / cohort.mpp)
+    if asked not in (None, window):
+        raise ConfigError(
+            f"input.window_px = {asked}, but the protocol {config.protocol.name} fixes a window of {fixed:g} um, which is "
+            f"{window} px at the cohort's {cohort.mpp:g} um/px; set input.window_px=null or protocol.window_um=null"
+        )
+    return window
 
 
 def run_folder(runs: Path, config: StudyConfig, cohort: PreparedCohort, fold: Fold) -> Path:
@@ -72,10 +90,11 @@ def run_fold(
         write_folds(folder / names.FOLDS, [fold])
         unit = config.protocol.expression
         transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
-        job = Job(config, cohort, fold, split_hash, fold_panel(config, cohort, fold), transform, folder)
+        panel = fold_panel(config.protocol.panel, cohort, fold)
+        job = Job(config, cohort, fold, split_hash, panel, transform, window_px(config, cohort), folder)
         trackers: list[Tracker] = []
         is_network = isinstance(config.model, NetworkConfig)
-        predicted = _run_network(job, trackers, stop, progress) if is_network else _run_baseline(job)
+        predicted = _run_network(job, trackers, stop, progress) if is_network else run_baseline(job)
         scores, maps = write_results(job, predicted)
         seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
         record = make_record(job, predicted, scores, seconds)
@@ -88,36 +107,12 @@ def run_fold(
         return folder
 
 
-def fold_panel(config: StudyConfig, cohort: PreparedCohort, fold: Fold) -> GenePanel:
-    """Choose the genes of a fold, from its training spots unless the protocol says otherwise.
-
-    Raises:
-        GeneError: As `fit_panel`; the note names the fold.
-    """
-    rule = config.protocol.panel
-    sections = fold.train_sections if rule.scope == "training" else cohort.sections
-    try:
-        return fit_panel(
-            sp.vstack([cohort.counts(section) for section in sections], format="csr"),
-            cohort.genes,
-            rule=rule.rule,
-            n_main=rule.n_main,
-            include=rule.include,
-            listed=rule.genes,
-            min_detection=rule.min_detection,
-            scope=rule.scope,
-        )
-    except Exception as err:
-        err.add_note(f"while choosing the genes of fold {fold.index} of cohort {cohort.name}")
-        raise
-
-
 def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Progress) -> Predicted:
     config, cohort, fold, panel, folder = job.config, job.cohort, job.fold, job.panel, job.folder
-    needed = _main_only(panel) if without_auxiliary(config) else panel
-    window = config.input.window_px or cohort.window_px
+    needed = panel.without_auxiliary() if without_auxiliary(config) else panel
     in_memory = config.runtime.patches_in_memory
-    data = SpotDataset(cohort, fold.train_sections, needed, window_px=window, in_memory=in_memory)
+    seen = fold.train_sections if fold.inner_rule != "test" else (*fold.train_sections, *fold.test_sections)
+    data = job.spots(seen, needed, in_memory=in_memory)
     training = NetworkTraining(config, fold, data, job.transform, folder, progress=progress)
     resumed = training.resume()
     metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
@@ -126,8 +121,9 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
         name = f"{config.model.label}-f{fold.index}-s{config.seed}".replace(" ", "")
         trackers.append(WandbMirror(config, folder, run_id=folder.name, name=name, fold=fold.index, cohort_hash=cohort.hash))
     trained = training.run(metrics, trackers, stop, resumed)
-    mean = job.transform(data.counts_main.numpy(), data.library.numpy()).mean(axis=0)
-    test = SpotDataset(cohort, fold.test_sections, _main_only(panel), window_px=window, in_memory=in_memory)
+    rows = training.training_rows
+    mean = job.transform(data.counts_main[rows].numpy(), data.library[rows].numpy()).mean(axis=0)
+    test = job.spots(fold.test_sections, in_memory=in_memory)
     expression = predict_expression(
         trained.model,
         test,
@@ -138,7 +134,9 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
         workers=config.runtime.workers,
     )
     backbone = trained.model.backbone
-    preprocessing = Preprocessing(cohort.mpp, window, backbone.input_px, cohort.manifest.stain, backbone.mean, backbone.sd)
+    preprocessing = Preprocessing(
+        cohort.mpp, job.window_px, backbone.input_px, cohort.manifest.stain, backbone.mean, backbone.sd
+    )
     save_model(
         folder / names.MODEL,
         trained.model,
@@ -147,38 +145,10 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
         preprocessing=preprocessing,
         provenance=job.provenance(),
     )
-    notes = [f"patches resized from {window} to {backbone.input_px} px"] if backbone.input_px != window else []
+    resized = backbone.input_px != job.window_px
+    notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
     notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
     return Predicted(expression, test, mean.astype(np.float32), tuple(notes), trained)
-
-
-def _run_baseline(job: Job) -> Predicted:
-    """Fit a baseline; it reads the whole prepared window, so every study of a cohort shares it."""
-    cohort, fold, model = job.cohort, job.fold, job.config.model
-    main = _main_only(job.panel)
-    spots = {
-        side: SpotDataset(cohort, sections, main, window_px=cohort.window_px, in_memory=False)
-        for side, sections in (("train", fold.train_sections), ("test", fold.test_sections))
-    }
-    measured = job.transform(spots["train"].counts_main.numpy(), spots["train"].library.numpy())
-    mean = measured.mean(axis=0).astype(np.float32)
-    if not isinstance(model, ColorRidgeConfig):
-        return Predicted(np.tile(mean, (len(spots["test"]), 1)), spots["test"], mean)
-    radii = fitting_radii(model.radii_px, cohort.window_px)
-    features = {
-        side: np.concatenate([color_features(cohort.patches(section), radii) for section in sections])
-        for side, sections in (("train", fold.train_sections), ("test", fold.test_sections))
-    }
-    table = spots["train"].spots
-    groups = table["patient" if table["patient"].nunique() > 1 else "section"].to_numpy()
-    ridge = ColorRidge(alphas=model.alphas).fit(features["train"], measured, groups)
-    predicted = ridge.predict(features["test"]).astype(np.float32)
-    note = f"radii {', '.join(map(str, radii))} px at {cohort.mpp:g} um/px; alpha {ridge.alpha:g}"
-    return Predicted(predicted, spots["test"], mean, (note,))
-
-
-def _main_only(panel: GenePanel) -> GenePanel:
-    return GenePanel.from_dict({**panel.to_dict(), "auxiliary": ()})
 
 
 def _in_words(record: Record) -> str:

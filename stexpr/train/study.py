@@ -6,10 +6,27 @@ from pathlib import Path
 from stexpr.config import BASELINES, NetworkConfig, StudyConfig, content_hash
 from stexpr.data.splits import Fold, make_folds
 from stexpr.data.store import PreparedCohort
-from stexpr.errors import ConfigError
+from stexpr.errors import ConfigError, ProtocolError
 from stexpr.train.checkpoint import stop_on_signals
-from stexpr.train.run import run_fold
+from stexpr.train.run import run_fold, window_px
 from stexpr.types import Progress, silent
+
+
+def open_cohort(config: StudyConfig) -> PreparedCohort:
+    """Open the cohort of a study as its protocol wants it.
+
+    Raises:
+        DataError: It is no whole prepared cohort.
+        ProtocolError: It was prepared with another stain normalization than the protocol fixes.
+    """
+    cohort, protocol = PreparedCohort.open(config.cohort), config.protocol
+    if protocol.stain not in (None, cohort.manifest.stain):
+        raise ProtocolError(
+            f"the protocol {protocol.name} fixes the stain normalization {protocol.stain}, the cohort {cohort.path} has "
+            f"{cohort.manifest.stain}; prepare it with stain={protocol.stain} stain_reference=SECTION, or set "
+            "protocol.stain=null, which the record then says"
+        )
+    return cohort.keeping(protocol.min_counts)
 
 
 def study_folds(config: StudyConfig, cohort: PreparedCohort) -> tuple[Fold, ...]:
@@ -19,13 +36,12 @@ def study_folds(config: StudyConfig, cohort: PreparedCohort) -> tuple[Fold, ...]
         config: The study; its window sets the distance between training and validation blocks.
         cohort: Its cohort.
     """
-    window = config.input.window_px or cohort.window_px
     return make_folds(
         cohort.patient_of,
         config.protocol.split,
         config.protocol.validation,
         spots_of=cohort.spots,
-        window_um=window * cohort.mpp,
+        window_um=window_px(config, cohort) * cohort.mpp,
     )
 
 
@@ -52,7 +68,7 @@ def run_study(
         InterruptedTrainingError: SIGINT or SIGTERM arrived; the same call resumes.
         StexprError: Whatever is wrong with a run; the other runs stay whole.
     """
-    cohort = PreparedCohort.open(config.cohort)
+    cohort = open_cohort(config)
     folds = study_folds(config, cohort)
     models = [config, *(config.baseline(model) for model in BASELINES)]
     jobs = []

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stexpr.config import SplitConfig, ValidationConfig
-from stexpr.data.splits import Fold, InnerSplit, distance_to, make_folds, read_folds, spatial_block, write_folds
+from stexpr.data.geometry import distance_to, spatial_block
+from stexpr.data.splits import Fold, InnerSplit, make_folds, read_folds, write_folds
 from stexpr.errors import ConfigError, DataError, LeakageError
 
 PATIENTS = {"A1": "A", "B1": "B", "B2": "B", "C1": "C", "C2": "C", "C3": "C"}

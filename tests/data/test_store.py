@@ -305,3 +305,20 @@ def test_an_axis_moves_columns_and_fills_with_zero(own, axis):
     moved = on_axis(sp.csr_matrix(counts), list(table.columns), wanted)
     np.testing.assert_array_equal(moved.toarray(), table.reindex(columns=wanted, fill_value=0))
     assert moved.has_sorted_indices
+
+
+def test_a_cohort_without_its_shallow_spots(small_cohort: Path) -> None:
+    whole = PreparedCohort.open(small_cohort)
+    spots = whole.spots("b1")
+    least = int(spots["library"].quantile(0.4))
+    kept = (spots["library"] >= least).to_numpy()
+    part = whole.keeping(least)
+    pd.testing.assert_frame_equal(part.spots("b1"), spots[kept])
+    assert (part.counts("b1") != whole.counts("b1")[kept]).nnz == 0
+    np.testing.assert_array_equal(part.patches("b1", 16), whole.patches("b1", 16)[kept])
+    reader = part.patch_reader("b1")
+    assert len(reader) == kept.sum()
+    np.testing.assert_array_equal(reader[3], whole.patches("b1")[kept][3])
+    assert part.hidden("b1") == (~kept).sum() > 0
+    assert whole.hidden("b1") == 0
+    assert whole.keeping(0) is whole

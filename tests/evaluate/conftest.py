@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import numpy as np
 import pytest
-from planted_runs import GENES, MODELS, make_predictions, make_record
+from planted_runs import GENES, MODELS, make_record, planted_scores, predictions_of_fold
 
 from stexpr.config import content_hash
 from stexpr.evaluate.records import Run, write_record
@@ -22,7 +21,7 @@ def write_runs(tmp_path: Path) -> Callable[..., list[Run]]:
         models: dict[str, tuple[float, dict[str, Any]]] = MODELS,
         folds: int = 3,
         seeds: tuple[int, ...] = (0,),
-        change: Callable[[anndata.AnnData, str, int], None] = lambda predictions, label, fold: None,
+        change: Callable[[anndata.AnnData, str, int], None] | None = None,
         genes: int = GENES,
         replicates: int = 200,
     ) -> list[Run]:
@@ -30,15 +29,14 @@ def write_runs(tmp_path: Path) -> Callable[..., list[Run]]:
         for label, (strength, changes) in models.items():
             for seed in seeds if changes.get("kind", "network") == "network" else (0,):
                 for fold in range(folds):
-                    cohort = make_predictions(folds, strength=strength, genes=genes)
-                    own = cohort[cohort.obs["patient"] == chr(65 + fold)].copy()
-                    if strength:
-                        own.X = own.X + np.random.default_rng([seed, fold]).normal(0, 0.1, own.shape).astype(np.float32)
-                    change(own, label, fold)
                     identity = content_hash([label, seed, fold, {key: repr(value) for key, value in changes.items()}])
                     folder = tmp_path / "runs" / identity
                     folder.mkdir(parents=True)
-                    scores = score(own, n_replicates=replicates)
+                    scores = planted_scores(fold, folds, strength, genes, replicates, seed)
+                    if change is not None:
+                        own = predictions_of_fold(fold, folds, strength, genes, seed)
+                        change(own, label, fold)
+                        scores = score(own, n_replicates=replicates)
                     scores.write(folder)
                     record = make_record(
                         **{

@@ -1,13 +1,18 @@
 """Predictions and records with planted agreement, for tests to write runs from."""
 
+import json
+from functools import cache
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
-from stexpr.config import ProtocolConfig, content_hash
+from stexpr.config import BASELINES, ProtocolConfig, content_hash
+from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record
+from stexpr.evaluate.score import Scores, score
 
 GENES = 12
 SPOTS = 90
@@ -39,7 +44,28 @@ def make_predictions(
     predictions.layers["measured"] = np.vstack(measured).astype(np.float32)
     predictions.var_names = [f"GENE{i}" for i in range(genes)]
     predictions.var["training_mean"] = np.float32(2)
+    rng = np.random.default_rng(seed)
+    library = rng.lognormal(np.log(20_000), 0.3, len(predictions)).round()
+    predictions.obs["library"] = library
+    rate = np.expm1(np.maximum(predictions.layers["measured"], 0)) * library[:, None] / 1e4
+    predictions.layers["counts"] = sp.csr_matrix(rng.poisson(rate).astype(np.float32))
+    predictions.uns["stexpr"] = json.dumps({"protocol": ProtocolConfig().decisive(), "n_genes": 1000})
     return predictions
+
+
+def predictions_of_fold(fold: int, folds: int, strength: float, genes: int, seed: int) -> anndata.AnnData:
+    """The predictions of one fold, whose patient is the fold's letter."""
+    cohort = make_predictions(folds, strength=strength, genes=genes)
+    own = cohort[cohort.obs["patient"] == chr(65 + fold)].copy()
+    if strength:
+        own.X = own.X + np.random.default_rng([seed, fold]).normal(0, 0.1, own.shape).astype(np.float32)
+    return own
+
+
+@cache
+def planted_scores(fold: int, folds: int, strength: float, genes: int, replicates: int, seed: int = 0) -> Scores:
+    """Their scores, made once for all tests."""
+    return score(predictions_of_fold(fold, folds, strength, genes, seed), n_replicates=replicates)
 
 
 def make_record(**changes: Any) -> Record:
@@ -63,6 +89,7 @@ def make_record(**changes: Any) -> Record:
         "epochs": {"planned": 30, "chosen": 8},
         "parameters": 1000,
         "values": {"pearson": {"value": 0.5}},
+        "scoring": SCORING,
         "wall_time_s": 60.0,
         "device": "cpu",
         "versions": {"stexpr": "0.1.0"},
@@ -72,8 +99,11 @@ def make_record(**changes: Any) -> Record:
 
 
 BASELINE = {"kind": "baseline", "epochs": None, "parameters": None, "settings": {}}
+STRENGTHS = {"training_mean": 0.0, "color_ridge": 0.4, "neighbor_oracle": 0.9}
 MODELS: dict[str, tuple[float, dict[str, Any]]] = {
     "tiny": (0.7, {}),
-    "color ridge": (0.4, {**BASELINE, "model": {"kind": "color_ridge"}}),
-    "training mean": (0.0, {**BASELINE, "model": {"kind": "training_mean"}}),
+    **{
+        model.label: (STRENGTHS.get(model.kind, 0.1), {**BASELINE, "kind": model.role, "model": {"kind": model.kind}})
+        for model in BASELINES
+    },
 }

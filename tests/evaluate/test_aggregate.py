@@ -5,12 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.stats.multitest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stexpr.errors import MetricError
-from stexpr.evaluate.aggregate import METRICS, aggregate, aggregate_replicates, average_seeds, holm
+from stexpr.evaluate.aggregate import METRICS, aggregate, aggregate_replicates, average_seeds
 
 
 def table(rows: list[tuple[str, str, str, float]], **flags: Any) -> pd.DataFrame:
@@ -121,13 +118,6 @@ def test_enough_patients_without_any_r_print_a_dash() -> None:
     rows = binomial_rows({"g": 0}, 12)
     assert str(aggregate(table(rows, predicted=[True] * 12)).gene_test) == "–"
     assert str(aggregate(table(rows)).gene_test) == "0"
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.sampled_from([0.01, 0.1, 0.5]))
-def test_holm_equals_statsmodels(p: list[float], alpha: float) -> None:
-    expected = statsmodels.stats.multitest.multipletests(p, alpha=alpha, method="holm")[0]
-    assert holm(np.array(p), alpha).tolist() == expected.tolist()
 
 
 def test_replicates_combine_as_the_point_does() -> None:

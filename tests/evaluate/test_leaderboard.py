@@ -20,6 +20,9 @@ from stexpr.evaluate.records import Run, write_record
 from stexpr.evaluate.score import Scores, read_per_gene, read_replicates, score
 
 Write = Callable[..., list[Run]]
+NULLS = ["color ridge, genes permuted", "depth only", "nearest training patch by color", "spot coordinates"]
+ORACLE = "neighbor oracle (sees the test data)"
+ORDER = ["tiny", "color ridge", *NULLS, "training mean", ORACLE]
 
 
 def change(run: Run, **changes: Any) -> Run:
@@ -34,9 +37,9 @@ def of(runs: list[Run], label: str) -> list[Run]:
 
 def test_models_are_ranked_by_r_and_the_undefined_comes_last(write_runs: Write) -> None:
     board = leaderboard(write_runs())
-    assert board.models["model"].tolist() == ["tiny", "color ridge", "training mean"]
-    assert board.models["rank"].tolist() == [1, 2, 3]
-    top, last = board.models.iloc[0], board.models.iloc[-1]
+    assert board.models["model"].tolist() == ORDER
+    assert board.models["rank"].tolist() == [1, 2, 3, 4, 5, 6, 7, pd.NA]
+    top, last = board.models.iloc[0], board.models.iloc[-2]
     assert top["r_low"] < top["r"] < top["r_high"]
     assert top["interval"] == "95 % spatial-block bootstrap, these sections only"
     assert np.isnan(last["r"])
@@ -45,7 +48,11 @@ def test_models_are_ranked_by_r_and_the_undefined_comes_last(write_runs: Write) 
     assert board.patients.columns.tolist() == ["A", "B", "C"]
     assert board.patients.loc["tiny"].mean() == pytest.approx(top["r"])
     assert any("training mean predicts one value" in note for note in board.notes)
-    assert "| 3 | *training mean* | – | – |" in board.markdown()
+    text = board.markdown()
+    assert "| 7 | *training mean* | – | – |" in text
+    assert f"| – | *{ORACLE}* | 0." in text
+    assert board.models["r"].iloc[-1] > top["r"]  # what sees the test data does not lead, however good
+    assert board.genes.columns[8] == "tiny"
 
 
 def test_the_board_agrees_with_the_score_tables(write_runs: Write) -> None:
@@ -60,7 +67,10 @@ def test_the_board_agrees_with_the_score_tables(write_runs: Write) -> None:
 
 def test_the_markdown_starts_with_the_protocol_and_ends_with_the_notes(write_runs: Write) -> None:
     text = leaderboard(write_runs()).markdown()
-    places = [text.index(word) for word in ("## Protocol", "## Models", "## r by patient", "## Genes", "## Notes")]
+    places = [
+        text.index(word)
+        for word in ("## Protocol", "## Models", "## Beyond r", "## r by", "## Compared", "## Genes", "## Notes")
+    ]
     assert places == sorted(places)
     for word in ("planted (c0); species mouse", "leave one patient out", "fold 0: A", "held-out training patients"):
         assert word in text
@@ -74,15 +84,16 @@ def test_written_twice_the_texts_are_the_same_bytes(write_runs: Write, tmp_path:
     runs = write_runs()
     leaderboard(runs).write(tmp_path / "one")
     leaderboard(runs[::-1]).write(tmp_path / "two")
-    names = ["leaderboard.csv", "leaderboard.md", "leaderboard.png", "per_gene.csv"]
+    names = ["comparisons.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.png", "per_gene.csv"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     table = pd.read_csv(tmp_path / "one" / "leaderboard.csv")
-    assert table["r_patient_B"].notna().tolist() == [True, True, False]
+    assert table["r_patient_B"].notna().tolist() == [label != "training mean" for label in ORDER]
     assert table["genes_median_r_above_0"][0] == 12
     genes = pd.read_csv(tmp_path / "one" / "per_gene.csv")
-    assert genes.columns.tolist() == ["rank", "gene", "n_patients", "tiny", "color ridge", "training mean"]
+    ceilings = ["ceiling", "ceiling_low", "ceiling_high", "ceiling_depth_blind", "unpredictable"]
+    assert genes.columns.tolist() == ["rank", "gene", "n_patients", *ceilings, *ORDER]
 
 
 def test_the_folder_of_another_board_is_refused(write_runs: Write, tmp_path: Path) -> None:
@@ -165,13 +176,13 @@ def test_a_model_without_a_fold_is_listed_not_ranked(write_runs: Write) -> None:
     cut = [run for run in runs if not (run.record.model_label == "wide" and run.record.fold.index == 2)]
     cut = [run for run in cut if not (run.record.model_label == "tiny" and run.record.seed == 1 and run.record.fold.index < 2)]
     board = leaderboard(cut)
-    assert board.models["model"].tolist() == ["tiny", "color ridge", "training mean"]
+    assert board.models["model"].tolist() == ORDER
     assert board.models["n_seeds"][0] == 1
     assert "Incomplete, not ranked: tiny, seed 1 lacks fold 0, 1; start its study again." in board.notes
     assert "Incomplete, not ranked: wide, seed 0 lacks fold 2; start its study again." in board.notes
 
 
-@pytest.mark.parametrize("missing", ["color ridge", "training mean"])
+@pytest.mark.parametrize("missing", ["color ridge", "training mean", "depth only", "spot coordinates"])
 def test_a_missing_baseline_is_refused_with_the_command(write_runs: Write, missing: str) -> None:
     runs = write_runs()
     with pytest.raises(ProtocolError, match=f"{missing}; run stexpr train on the same study, which adds them"):
@@ -200,6 +211,7 @@ def test_unlike_protocols_are_refused_and_can_be_chosen(write_runs: Write, tmp_p
         ({"task": "ki67"}, "2 tasks"),
         ({"cohort": {"name": "planted", "hash": "c1", "patients": ["A"]}}, "2 cohorts.*--cohort"),
         ({"split_hash": "s1"}, "2 splits"),
+        ({"scoring": {"seed": 1}}, "2 scoring settings.* stexpr evaluate --refresh"),
         ({"panel": {**make_record().panel.model_dump(), "hash": "px"}}, "fold 0 has 2 gene panels"),
         ({"fold": {"index": 0, "test_patients": ["B"], "validation": "patient"}}, "fold 0 has 2 sets of test patients"),
     ],
@@ -226,7 +238,9 @@ def test_unlike_spots_are_refused(write_runs: Write) -> None:
         if label == "color ridge" and fold == 2:
             predictions._inplace_subset_obs(np.arange(80))
 
-    with pytest.raises(ProtocolError, match="tiny and color ridge are not scored on the same spots and genes in fold 2"):
+    with pytest.raises(
+        ProtocolError, match=r"color ridge, genes permuted and color ridge are not scored on the same spots and genes in fold 2"
+    ):
         leaderboard(write_runs(change=lose))
 
 
@@ -282,7 +296,7 @@ def test_five_hundred_records_take_less_than_ten_seconds(write_runs: Write, tmp_
     start = time.process_time()
     board = build_leaderboard(tmp_path / "runs")
     took = time.process_time() - start
-    assert len(board.models) == 43
+    assert len(board.models) == 48
     assert took < 10, f"{took:.1f} s"
 
 
@@ -290,7 +304,7 @@ def test_five_hundred_records_take_less_than_ten_seconds(write_runs: Write, tmp_
     ("protocol", "words"),
     [
         (ProtocolConfig(pooling="pooled"), "WHICH REWARDS DIFFERENCES BETWEEN PATIENTS"),
-        (ProtocolConfig.model_validate({"panel": {"scope": "cohort"}}), "TEST SPOTS INCLUDED"),
+        (ProtocolConfig.model_validate({"leaky": True, "panel": {"scope": "cohort"}}), "TEST SPOTS INCLUDED"),
         (ProtocolConfig.model_validate({"panel": {"include": ["MKI67"]}}), "MKI67 always included"),
         (ProtocolConfig.model_validate({"panel": {"rule": "list", "genes": ["G"]}}), "a given list of 12 genes"),
         (ProtocolConfig.model_validate({"panel": {"rule": "highly_variable"}}), "most variable genes"),
@@ -322,6 +336,55 @@ def test_networks_that_choose_no_epochs_say_so(write_runs: Write) -> None:
 
 
 def test_baselines_alone_make_a_board(write_runs: Write) -> None:
-    board = leaderboard(write_runs({label: MODELS[label] for label in ("color ridge", "training mean")}, folds=2))
+    board = leaderboard(write_runs({label: MODELS[label] for label in MODELS if label != "tiny"}, folds=2))
     assert "no network on this board" in board.markdown()
-    assert board.models["kind"].tolist() == ["baseline", "baseline"]
+    assert board.models["kind"].tolist() == ["baseline"] * 6 + ["reference"]
+
+
+def test_ceilings_stand_beside_r_and_bound_no_model_that_sees_the_data(write_runs: Write) -> None:
+    board = leaderboard(write_runs())
+    row = board.models.iloc[0]
+    genes = board.genes.set_index("gene")
+    assert genes["ceiling"].between(0.3, 1).all()
+    assert (genes["ceiling_low"] <= genes["ceiling"]).all()
+    assert (genes["ceiling"] <= genes["ceiling_high"]).all()
+    assert not genes["unpredictable"].any()
+    assert row["ceiling"] == pytest.approx(genes["ceiling"].mean())
+    assert row["r_over_ceiling"] == pytest.approx(genes["tiny"].mean() / genes["ceiling"].mean())
+    assert board.models["ceiling"].nunique() == 1  # it belongs to the data, not to the model
+    assert "bounds the noise of counting only" in board.markdown()
+
+
+def test_models_are_tested_over_patients(write_runs: Write) -> None:
+    few = leaderboard(write_runs())
+    untestable = few.comparisons["verdict"].str.startswith("not testable: n = 3, needs ≥ ")
+    undefined = few.comparisons["verdict"] == "undefined: no r of one model for A, B, C"
+    assert (untestable | undefined).all()
+    assert few.comparisons.loc[undefined, "a"].tolist() == ["training mean"]
+    assert not few.comparisons[["a", "b"]].isin([ORACLE]).any(axis=None)
+    assert any("tiny against the color ridge: not testable: n = 3, needs ≥ " in note for note in few.notes)
+
+
+def test_ten_patients_can_show_which_model_is_better(write_runs: Write) -> None:
+    board = leaderboard(write_runs(folds=10, replicates=5))
+    row = board.comparisons.set_index(["a", "b"]).loc[("tiny", "color ridge")]
+    assert row["verdict"] == "tiny beats color ridge"
+    assert row["p"] == pytest.approx(2 / 2**10)
+
+
+def test_a_leaky_protocol_is_named_on_every_table(write_runs: Write) -> None:
+    protocol = ProtocolConfig.model_validate(
+        {"leaky": True, "why": "to see", "panel": {"scope": "cohort"}, "deviations": ["none"]}
+    )
+    runs = [change(run, protocol=protocol.decisive(), protocol_hash=protocol.hash) for run in write_runs(folds=1)]
+    board = leaderboard(runs)
+    assert board.title == "planted, protocol stexpr (LEAKY)"
+    assert board.card[0][0] == "Warning"
+    assert "LEAKY, looks at test data: the genes are chosen on test spots too; to see" in board.markdown()
+    assert ("Deviations", "none") in board.card
+
+
+def test_unlike_versions_are_noted(write_runs: Write) -> None:
+    runs = write_runs(folds=1)
+    changed = [change(runs[0], versions={"stexpr": "0.1.0", "torch": "3.0"}), *runs[1:]]
+    assert "The runs were made with unlike versions of torch: 3.0, unknown." in leaderboard(changed).notes

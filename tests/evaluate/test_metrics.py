@@ -1,5 +1,6 @@
 """Metrics against scipy and scikit-learn, their laws, and what they refuse."""
 
+import tracemalloc
 from collections.abc import Iterator
 
 import jaxtyping
@@ -56,6 +57,48 @@ def test_pearson_of_a_drifting_gene_keeps_its_digits() -> None:
     predicted = measured + rng.normal(size=measured.shape) * 1e5
     expected = scipy.stats.pearsonr(predicted[:, 0], measured[:, 0])[0]
     np.testing.assert_allclose(pearson_per_gene(predicted, measured), [expected], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("metric", CORRELATIONS)
+def test_genes_of_all_sizes_side_by_side(metric: object) -> None:
+    # more genes than one block holds; means up to 1e9 SDs, where sums about 0 would cancel; values whose squares underflow
+    rng = np.random.default_rng(0)
+    spread = rng.normal(size=(700, 300))
+    size = 10.0 ** rng.integers(0, 10, 300)
+    predicted, measured = spread + size, 0.5 * spread + rng.normal(size=spread.shape) - size[::-1]
+    predicted[:, 5], measured[:, 290] = 1e8 / 3, 0.0
+    predicted[:, 7] *= 1e-100
+    rare = np.zeros(700)
+    rare[650] = 4.0
+    predicted[:, 299] = rare
+    scipys = {pearson_per_gene: scipy.stats.pearsonr, spearman_per_gene: scipy.stats.spearmanr}[metric]  # type: ignore[index]
+    varies = np.setdiff1d(np.arange(300), [5, 290])
+    expected = np.full(300, np.nan)
+    # scipy too rounds at means of 1e9 SDs; 128-bit differences from the mean do not
+    centered = [np.asarray((v := x.astype(np.longdouble)) - v.mean(axis=0), np.float64) for x in (predicted, measured)]
+    expected[varies] = [scipys(centered[0][:, i], centered[1][:, i])[0] for i in varies]
+    np.testing.assert_allclose(metric(predicted, measured), expected, rtol=0, atol=1e-10)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_is_constant_and_a_little_more_is_not(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    step = np.finfo(dtype).eps
+    steps = np.r_[0, 16, rng.integers(0, 17, 998)], np.r_[0, 18, rng.integers(0, 17, 998)]
+    predicted = (1 + np.stack(steps, axis=1) * step).astype(dtype)  # within [1, 2) a step is eps
+    measured = rng.normal(size=(1000, 2)).astype(dtype)
+    for pair in ((predicted, measured), (measured, predicted), (-predicted, measured)):
+        assert np.isnan(pearson_per_gene(*pair)).tolist() == [True, False]
+
+
+def test_many_genes_need_little_memory() -> None:
+    predicted, measured = np.random.default_rng(0).normal(size=(2, 1000, 2000)).astype(np.float32)
+    predicted += 100  # no gene's sums about 0 are sound
+    for metric in CORRELATIONS:
+        tracemalloc.start()
+        metric(predicted, measured)
+        assert tracemalloc.get_traced_memory()[1] < predicted.nbytes  # a float64 copy is twice that
+        tracemalloc.stop()
 
 
 def test_spearman_equals_scipy_with_ties(pair: tuple[np.ndarray, np.ndarray]) -> None:
@@ -158,6 +201,12 @@ def test_what_is_refused(metric: object, unchecked: None) -> None:
         broken[1, 1] = bad
         with pytest.raises(MetricError, match=r"measured expression is not finite for 1 of 2 genes \(first: column 1\)"):
             metric(good, broken)  # type: ignore[operator]
+    wide, worse = np.random.default_rng(0).normal(size=(2, 700, 300))
+    wide[:, 3] = 2.0  # a constant gene is no reason to miss the others
+    worse[699, 40], worse[0, 299], worse[600, 270] = np.nan, np.inf, -np.inf
+    for pair, name in (((wide, worse), "measured"), ((worse, wide), "predicted")):
+        with pytest.raises(MetricError, match=rf"{name} expression is not finite for 3 of 300 genes \(first: column 40\)"):
+            metric(*pair)  # type: ignore[operator]
 
 
 def test_r2_refuses_a_wrong_training_mean(unchecked: None) -> None:

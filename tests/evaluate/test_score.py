@@ -78,7 +78,7 @@ def test_the_training_mean_has_null_r() -> None:
 def test_files_read_back_equal(tmp_path: Path) -> None:
     scores = score(make_predictions(patients=2))
     scores.write(tmp_path)
-    pd.testing.assert_frame_equal(read_per_gene(tmp_path), scores.per_gene)
+    pd.testing.assert_frame_equal(read_per_gene(tmp_path), scores.per_gene, check_like=True)
     np.testing.assert_array_equal(read_replicates(tmp_path), scores.replicates)
     assert sorted(path.name for path in tmp_path.iterdir()) == [BOOTSTRAP_FILE, PER_GENE_FILE]
 

@@ -115,6 +115,16 @@ def test_collinear_and_constant_features_are_no_trouble():
     assert np.isfinite(predicted).all()
 
 
+def test_one_gene_has_the_penalty_of_the_same_gene_twice():
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(90, 4)).astype(np.float32)
+    one = features @ rng.normal(size=(4, 1)) + rng.normal(0, 0.05, (90, 1))
+    groups = np.repeat(["a", "b", "c"], 30)
+    alphas = (0.1, 10.0, 1000.0, 1e5)
+    fitted = [ColorRidge(alphas).fit(features, expression, groups).alpha for expression in (one, np.hstack([one, one]))]
+    assert fitted == [0.1, 0.1]
+
+
 def test_one_gene_keeps_its_column():
     features, expression, groups = planted()
     ridge = ColorRidge((1.0,)).fit(features, expression[:, :1], groups)

@@ -28,7 +28,7 @@ UNIT = ExpressionTransform()
 
 def make_fit(config: StudyConfig, cohort: Path) -> Fit:
     data = SpotDataset(PreparedCohort.open(cohort), ["b1", "c1"], PANEL, window_px=24)
-    model = build_network(config, data, UNIT)
+    model = build_network(config, data, torch.arange(len(data)), UNIT)
     return Fit(
         model,
         data,

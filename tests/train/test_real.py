@@ -9,6 +9,7 @@ import torch
 
 from stexpr.config import load_study
 from stexpr.data.datasets import SpotDataset
+from stexpr.data.panels import fold_panel
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.leaderboard import build_leaderboard
 from stexpr.inference import predict_expression
@@ -18,7 +19,6 @@ from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.loop import Fit
 from stexpr.train.network import build_network
-from stexpr.train.run import fold_panel
 from stexpr.train.study import run_study, study_folds
 
 BRSTNET = ("resnet101", "inception_v3", *(f"efficientnet_b{i}" for i in range(6)), "vit_b16", "vit_b32")
@@ -33,11 +33,11 @@ def test_each_of_the_ten_backbones_takes_a_step_and_predicts_on_real_patches(mob
     fold = study_folds(config, cohort)[1]
     assert fold.train_sections == ("MOB1", "MOB2")
     assert fold.test_sections == ("MOB3",)
-    panel = fold_panel(config, cohort, fold)
+    panel = fold_panel(config.protocol.panel, cohort, fold)
     assert len(panel.main) == 250
     train = SpotDataset(cohort, fold.train_sections, panel, window_px=64)
     unit = ExpressionTransform()
-    model = build_network(config, train, unit)
+    model = build_network(config, train, torch.arange(len(train)), unit)
     before = {name: value.clone() for name, value in model.named_parameters()}
     fit = Fit(
         model,

@@ -84,12 +84,27 @@ def test_studies_of_one_protocol_share_their_baselines(study: Study, tmp_path: P
 
 
 def test_the_color_ridge_finds_the_genes_that_follow_color(study: Study, tmp_path: Path):
-    run = run_study(study("folds=[0]"), tmp_path / "runs")[-1]
-    table = pd.read_parquet(run / "per_gene.parquet").set_index("gene")
+    runs = {read_record(run).model_label: run for run in run_study(study("folds=[0]"), tmp_path / "runs")}
+    table = pd.read_parquet(runs["color ridge"] / "per_gene.parquet").set_index("gene")
     planted = [gene for gene in table.index if int(gene[1:]) < 12]
     assert table.loc[planted, "pearson"].mean() > 0.6
     others = table.loc[table.index.difference(planted), "pearson"]
     assert others.empty or abs(others.mean()) < 0.35
+
+
+def test_the_null_baselines_say_what_they_are(study: Study, tmp_path: Path):
+    records = {record.model["kind"]: record for record in map(read_record, run_study(study("folds=[0]"), tmp_path / "runs"))}
+    r = {kind: record.values["pearson"].value for kind, record in records.items()}
+    assert r["training_mean"] is None
+    # expression follows color here, spot by spot: neither depth, nor place, nor another gene's color says anything of it
+    assert r["color_ridge"] > 0.3
+    assert r["nearest_color"] > 0.2
+    assert max(abs(r[kind]) for kind in ("depth_only", "spot_coordinates", "neighbor_oracle")) < 0.25
+    assert r["permuted_genes"] < r["color_ridge"] - 0.1
+    assert records["neighbor_oracle"].kind == "reference"
+    assert "sees the measured expression of the test spots" in records["neighbor_oracle"].notes
+    assert any("library size of the test spots" in note for note in records["depth_only"].notes)
+    assert all(record.wall_time_s < 30 for kind, record in records.items() if kind != "network")
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study, tmp_path: Path):
@@ -202,7 +217,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StudyCo
 def test_evaluate_gets_the_numbers_on_record_and_notices_changes(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]"), tmp_path / "runs")[0]
     lines = list(evaluate_runs(tmp_path / "runs"))
-    assert len(lines) == 3
+    assert len(lines) == 1 + len(BASELINES)
     assert all("as recorded" in line for line in lines)
     (run / "per_gene.parquet").unlink()
     assert len(list(evaluate_runs(run))) == 1
@@ -349,7 +364,7 @@ def test_a_gene_included_by_name_is_main_and_its_detection_said(study: Study, tm
 
 
 def test_cohort_scope_is_named_in_the_record(study: Study, tmp_path: Path):
-    run = run_study(study("folds=[0]", "protocol.panel.scope=cohort"), tmp_path / "runs")[0]
+    run = run_study(study("folds=[0]", "protocol.panel.scope=cohort", "protocol.leaky=true"), tmp_path / "runs")[0]
     assert read_record(run).panel.scope == "cohort"
 
 

@@ -1,0 +1,153 @@
+"""The leaderboard as a web page: one file that opens from disk and asks no network, with the tables beside it as CSV."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+import stexpr
+from stexpr.config.files import write_whole
+from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.evaluate.page import figures, tables, words
+from stexpr.evaluate.page.maps import SectionMap
+from stexpr.evaluate.page.payload import json_text, maps_payload
+from stexpr.evaluate.page.view import BoardView, board_view
+
+__all__ = ["write_page"]
+
+PAGE: Final = "index.html"
+HEADINGS: Final = {
+    "protocol": "Protocol",
+    "models": "Models",
+    "scores": "Scores by model",
+    "genes-spread": "Spread over genes",
+    "heat": "Genes by model",
+    "ceiling": "Against the noise ceiling",
+    "auxiliary": "With and without auxiliary genes",
+    "comparisons": "Models against each other",
+    "maps": "Maps",
+    "genes": "Genes",
+    "reading": "How to read this",
+    "notes": "Notes",
+    "downloads": "Downloads",
+}
+
+
+def write_page(board: Leaderboard, folder: Path, *, maps: Sequence[SectionMap] = ()) -> Path:
+    """Write `index.html` and the CSV files it links to.
+
+    The same board and maps give the same bytes. Everything the page needs is inside it, and its own content policy forbids
+    the browser to load anything else or to run a script that is not the page's own.
+
+    Args:
+        board: The leaderboard.
+        folder: Made if need be.
+        maps: Measured and predicted expression over sections, from `load_maps`.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: The folder cannot be written, or the spots of a map lie off its picture.
+    """
+    view = board_view(board)
+    downloads = _tables(board)
+    for name, text in downloads.items():
+        write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
+    page = _page(view, maps, list(downloads))
+    write_whole(folder / PAGE, partial(Path.write_text, data=page, encoding="utf-8"))
+    return folder / PAGE
+
+
+def _tables(board: Leaderboard) -> dict[str, str]:
+    """Write the board's tables as CSV, those that `Leaderboard.write` has too with the same bytes."""
+    patients = board.patients.add_prefix("r_patient_").reset_index(drop=True)
+    frames = {
+        "leaderboard.csv": board.models.reset_index(drop=True).join(patients),
+        "per_gene.csv": board.genes,
+        "patients.csv": board.patients.reset_index(),
+        "comparisons.csv": board.comparisons,
+    }
+    return {name: frame.to_csv(index=False, float_format="%.6f", lineterminator="\n") for name, frame in frames.items()}
+
+
+def _page(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str]) -> str:
+    contents, data = _contents(view, maps, downloads)
+    theme, plotly, script = _own("theme.js"), figures.library(), _own("page.js") + _own("maps.js")
+    data["datatables"] = tables.bundle()
+    values = {
+        "policy": _policy([theme, plotly, script]),
+        "title": escape(view.title),
+        "lead": escape(view.lead),
+        "verdict": f'<p class="verdict">{escape(view.verdict)}</p>' if view.verdict else "",
+        "nav": "".join(f'<a href="#{key}">{HEADINGS[key]}</a>' for key in contents),
+        "warnings": "".join(
+            f'<div class="warning" role="note"><p><strong>Warning.</strong> {escape(sentence)}</p></div>'
+            for sentence in view.warnings
+        ),
+        "sections": "\n".join(words.section(key, HEADINGS[key], content) for key, content in contents.items()),
+        "data": "\n".join(
+            f'<script type="application/json" id="{key}">{json_text(value)}</script>' for key, value in data.items()
+        ),
+        "css": _own("page.css"),
+        "theme": theme,
+        "plotly": plotly,
+        "script": script,
+        "version": escape(stexpr.__version__),
+    }
+    return Template(_own("page.html")).substitute(values)
+
+
+def _own(name: str) -> str:
+    return files("stexpr.evaluate.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes} blob:; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _contents(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the sections of the page in their order, and the data their scripts read."""
+    plots: dict[str, dict[str, Any]] = {
+        "scores": figures.scores_figure(view),
+        "genes-spread": figures.distribution_figure(view),
+    }
+    plots["heat"] = figures.heat_map(view)
+    if view.has_ceiling:
+        plots["ceiling"] = figures.ceiling_figure(view)
+    if view.pairs:
+        plots["auxiliary"] = figures.pairs_figure(view)
+    pickers = {
+        "ceiling": view.names[: figures.SCATTERED_MODELS],
+        "auxiliary": [view.names[pair.added] for pair in view.pairs],
+    }
+    contents = {
+        "protocol": words.card(view),
+        "models": words.framed(tables.models_table(view.models), HEADINGS["models"], words.MODELS),
+        **{
+            key: words.figure(key, HEADINGS[key], words.caption(key, view), pickers.get(key, []), view.names[view.leading])
+            for key in plots
+        },
+    }
+    if comparisons := tables.comparisons_table(view.comparisons):
+        contents["comparisons"] = words.framed(comparisons, HEADINGS["comparisons"], words.COMPARISONS)
+    data: dict[str, Any] = {f"{key}-plot-data": plot for key, plot in plots.items()}
+    payload = maps_payload(maps, view.genes)
+    if payload["sections"]:
+        data["maps-data"] = payload
+    contents["maps"] = words.maps(payload, maps, view)
+    contents["genes"] = words.framed('<table id="genes-table"></table>', HEADINGS["genes"], words.genes(view))
+    data["genes-data"] = tables.genes_data(view)
+    contents["reading"] = words.reading(view)
+    contents["notes"] = words.listed(view.notes) if view.notes else "<p>None.</p>"
+    contents["downloads"] = words.downloads(downloads)
+    return contents, data
