@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "models"},
     {"inference"},
     {"evaluate"},
+    {"audit"},
     {"engines"},
     {"train"},
     {"tl", "pl"},
@@ -31,7 +32,9 @@ IN_ONE_MODULE = {
     "ray": None,
     "submitit": None,
     "squidpy": None,
-    "plotly": None,
+    "plotly": "evaluate.page.figures",
+    "itables": "evaluate.page.tables",
+    "igraph": "evaluate.spatial",
 }
 """Optional or heavy dependencies and the module that may import them, None while none does."""
 DOCTOR = "cli.doctor"  # it imports everything, to say what is missing

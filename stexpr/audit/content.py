@@ -15,18 +15,20 @@ from stexpr.data.store import PreparedCohort
 from stexpr.panel import ExpressionTransform
 from stexpr.types import Progress, silent
 
-__all__ = ["alike_expression", "identical_counts", "repeated_barcodes", "spot_keys"]
+__all__ = ["MIN_GENES", "alike_expression", "identical_counts", "repeated_barcodes", "spot_keys"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 SURPRISE = 40.0
 """Nats a row of counts must carry before two equal ones cannot be chance: e^-40 times the pairs of 30,000 spots is 2e-9."""
-ALIKE = 0.85
-"""Correlation of expression from which two spots may be one. Two tenths of the reads lost leave about 0.9; the most alike
+ALIKE = 0.9
+"""Correlation of expression from which two spots may be one. A tenth of the reads lost leaves about 0.95; the most alike
 spots of different sections of MOB and HER2ST reach 0.63 and 0.76."""
-DISTINCT = 0.6
-"""The best partner must halve, about, the distance 1 - r of the second best: in deep data all spots of one cell type are
-alike, but a copy is alike to one spot only."""
+DISTINCT = 0.5
+"""The best partner must halve the distance 1 - r of the second best: in deep data all spots of one cell type are alike, but
+a copy is alike to one spot only."""
+MIN_GENES = 50
+"""With fewer, spots of one kind are too alike to tell a copy."""
 GENES = 512
 
 
@@ -116,8 +118,10 @@ def alike_expression(cohort: PreparedCohort, sections: Sequence[str], *, progres
         progress: Shows the sections done.
 
     Returns:
-        One entry for each pair of sections with such spots, in the order of `sections`.
+        One entry for each pair of sections with such spots, in the order of `sections`; none with fewer than 50 genes.
     """
+    if cohort.manifest.n_genes < MIN_GENES:
+        return []
     top = np.argsort(-_frequencies(cohort, sections), kind="stable")[:GENES]
     found: list[Overlap] = []
     done: dict[str, Float32[Array, "S G"]] = {}

@@ -90,9 +90,11 @@ def duplicate_patches(
     images = [part.images[rows] for part, rows in zip(shown, kept, strict=True)]
     owner = np.repeat(np.arange(len(shown)), [len(rows) for rows in kept])
     n_blank = sum(len(part.images) for part in shown) - len(owner)
-    pixels = np.concatenate(images) if shown else np.empty((0, SIDE, SIDE), dtype=np.float32)
+    if not len(owner):
+        return [], n_blank
+    pixels = np.concatenate(images)
     bits = perceptual_bits(pixels)
-    rows_of = np.concatenate(kept) if shown else np.empty(0, dtype=int)
+    rows_of = np.concatenate(kept)
     first_row = np.searchsorted(owner, np.arange(len(shown) + 1))
     found: list[Overlap] = []
     for a in progress(range(len(shown)), "comparing patches", len(shown)):

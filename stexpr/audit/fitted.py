@@ -26,8 +26,8 @@ TOLERANCE = 1e-4
 """Largest difference, in standard deviations of the training spots, between statistics that count as the same: single
 precision stays 100 times below, one spot more among 1,000 far above."""
 TOWARD = 0.9
-"""Cosine between how statistics differ from those of the training spots and how those of all, or the test, spots do. Spots of
-the test set that are mixed in move a mean exactly that way, however few; anything else moves each gene its own way."""
+"""Cosine between how a statistic differs from that of the training spots and how that of all spots, the test spots or one test
+section does. Test spots mixed in move a mean exactly that way, however few; anything else moves each gene its own way."""
 
 
 class Off(NamedTuple):
@@ -144,6 +144,7 @@ def _nearer(genes: Sequence[str], honest: Sequence[str], everything: Sequence[st
 
 def _sides(config: StudyConfig, cohort: PreparedCohort, fold: Fold, panel: GenePanel) -> dict[str, SpotDataset]:
     sides = {"training": fold.train_sections, "all": (*fold.train_sections, *fold.test_sections), "test": fold.test_sections}
+    sides |= {section: (section,) for section in fold.test_sections}
     unit, window = config.protocol.expression, cohort.window_px
     return {
         side: SpotDataset(cohort, sections, panel, window_px=window, in_memory=False, expression=unit)
@@ -177,20 +178,21 @@ def _statistics(objective: Objective) -> Statistics:
 def _off(given: Statistics, again: Mapping[str, Statistics]) -> Off:
     """Compare statistics with those of the training spots: how far, and whether towards those that saw test spots."""
     training = again["training"]
+    distance, toward = 0.0, -1.0
+    for name, value in given.items():
+        scale = training["sd"] if "sd" in training else np.maximum(np.abs(training[name]), 1.0)
+        own, *others = (
+            (one - training[name]) / np.where(scale > 0, scale, 1.0)
+            for one in (value, *(fitted[name] for side, fitted in again.items() if side != "training"))
+        )
+        if not np.isfinite(own).all():
+            return Off(float("inf"), -1.0)
+        distance = max(distance, float(np.abs(own).max()))
+        if np.abs(own).max() > TOLERANCE and len(own) > 2:  # one number, such as a median library, has no direction
+            toward = max(toward, *(_cosine(own, other) for other in others))
+    return Off(distance, toward)
 
-    def difference(other: Statistics) -> Float64[Array, "N"]:
-        parts = []
-        for name in given:
-            scale = training["sd"] if "sd" in training else np.maximum(np.abs(training[name]), 1.0)
-            parts.append((other[name] - training[name]) / np.where(scale > 0, scale, 1.0))
-        return np.concatenate(parts)
 
-    own = np.nan_to_num(difference(given), nan=np.inf)
-    if not np.isfinite(own).all():
-        return Off(float("inf"), 0.0)
-    cosines = []
-    for side in ("all", "test"):
-        other = difference(again[side])
-        size = float(np.linalg.norm(own) * np.linalg.norm(other))
-        cosines.append(float(own @ other) / size if size > 0 else 0.0)
-    return Off(float(np.abs(own).max()), max(cosines))
+def _cosine(one: Float64[Array, "K"], other: Float64[Array, "K"]) -> float:
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / size if size > 0 else 0.0

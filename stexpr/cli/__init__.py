@@ -80,12 +80,21 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
+    refresh: Annotated[bool, typer.Option("--refresh", help="Write the scores anew, as this version computes them.")] = False,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Print the same predictions under this protocol; `all` for every preset.")
+    ] = None,
+    cohort: Annotated[str | None, typer.Option(help="With --protocol: take only the runs on this cohort.")] = None,
 ) -> None:
     """Compute the scores of runs again from their predictions, and compare them with their records."""
+    from stexpr.evaluate.inflation import inflation
     from stexpr.train.evaluate import evaluate_runs
 
     with terminal.bar() as progress:
-        for line in evaluate_runs(run, progress=progress):
+        if protocol:
+            terminal.say(inflation(run, protocol, cohort=cohort, progress=progress).markdown())
+            return
+        for line in evaluate_runs(run, refresh=refresh, progress=progress):
             terminal.say(line)
 
 
@@ -95,14 +104,69 @@ def leaderboard(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("leaderboard"),
     cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Also write index.html, a page that needs no network.")] = False,
+    maps: Annotated[list[str] | None, typer.Option(help="With --html: a model whose maps are shown; several times.")] = None,
+    images: Annotated[Path | None, typer.Option(help="With --html: the prepared cohort, for the pictures.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Also log tables and figures to this Weights & Biases project.")] = None,
 ) -> None:
     """Rank models and genes from the records of their runs."""
     from stexpr.evaluate.leaderboard import build_leaderboard
 
-    board = build_leaderboard(runs, cohort=cohort, protocol=protocol)
-    board.write(output)
+    with terminal.bar() as progress:
+        if html:
+            from stexpr.evaluate.page.publish import publish
+
+            board, lacking = publish(
+                runs, output, cohort=cohort, protocol=protocol, models=maps or (), images=images, progress=progress
+            )
+        else:
+            board, lacking = build_leaderboard(runs, cohort=cohort, protocol=protocol, progress=progress), []
+            board.write(output)
     terminal.show_board(board)
-    terminal.say(f"written to {output}")
+    for words in lacking:
+        terminal.say(words)
+    terminal.say(f"written to {output / 'index.html' if html else output}")
+    if wandb:
+        from stexpr.train.tracking import log_board
+
+        terminal.say(log_board(board, wandb))
+
+
+@app.command()
+def audit(
+    path: Annotated[Path, typer.Argument(help="A prepared cohort, a run, or a folder of runs.")],
+    cohort: Annotated[Path | None, typer.Option(help="Where the runs' cohort is now.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the findings as JSON.")] = None,
+) -> None:
+    """Look for leakage, duplicates and misplaced spots; exit code 1 when test data leaked."""
+    from stexpr.audit.report import audit as look
+
+    with terminal.bar() as progress:
+        found = look(path, cohort=cohort, progress=progress)
+    terminal.show_audit(found)
+    if output is not None:
+        found.write(output)
+    if found.leaks:
+        raise typer.Exit(1)
+
+
+@app.command("hest-bench")
+def hest_bench(
+    folder: Annotated[Path, typer.Argument(help="HEST-Benchmark's folder, or that of one task.")],
+    encoder: Annotated[str, typer.Option(help="A timm name, or the folder of an exported model.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the tables.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; several times.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load timm's weights.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
+) -> None:
+    """Score a frozen encoder on the HEST-Benchmark, as it does and in honest variants."""
+    from stexpr.evaluate.hest.bench import hest_bench as score
+
+    with terminal.bar() as progress:
+        found = score(folder, encoder, tasks=task, pretrained=not random_weights, device=device, progress=progress)
+    terminal.say(found.markdown())
+    if output is not None:
+        terminal.say(f"written to {found.write(output).parent}")
 
 
 @app.command()

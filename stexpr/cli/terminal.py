@@ -82,6 +82,14 @@ def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
     )
 
 
+def show_audit(found: Any) -> None:
+    """Print an audit, the gravest findings first."""
+    show_table(("what", "check", "", "found"), found.rows())
+    leaks = sum(finding.severity == "leak" for finding in found.findings)
+    flags = sum(finding.severity == "flag" for finding in found.findings)
+    say(f"{found.path}: {leaks} leaks, {flags} to look at, {len(found.findings)} checks")
+
+
 def show_findings(findings: Iterable[tuple[str, str, bool]]) -> None:
     """Print what `doctor` found: what was looked at, what was found, whether that is fine."""
     show_table(("", "what", "found"), (("ok" if fine else "PROBLEM", what, found) for what, found, fine in findings))

@@ -1,49 +1,23 @@
-"""What a correlation is made of: calibration, sequencing depth, and differences between patients.
+"""What a correlation is made of: calibration and sequencing depth.
 
 Every function takes spots x genes and answers for all genes at once; what is undefined is NaN and stays in its place.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from stexpr.errors import MetricError
-from stexpr.evaluate.metrics import NOISE_STEPS, constant_per_gene
-from stexpr.evaluate.metrics import _check as check_pair
+from stexpr.evaluate.metrics import NOISE_STEPS, check_pair, constant_per_gene
 
-__all__ = ["WithinBetween", "calibration_slope_per_gene", "depth_stratified_pearson", "standardized_pair", "within_between"]
+__all__ = ["calibration_slope_per_gene", "depth_stratified_pearson", "standardized_pair"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+STRATA = 4
 SPOTS_PER_STRATUM = 4
 """Mean and slope take two degrees of freedom from each stratum; below this hardly anything is left to correlate."""
-GROUPS_TO_CORRELATE = 3
-"""Two means always correlate perfectly."""
-
-
-@dataclass(frozen=True)
-class WithinBetween:
-    """A pooled correlation taken apart, one value per gene.
-
-    Attributes:
-        pooled: r over all spots at once.
-        within: r after each group's mean is taken from both sides; NaN where one side is constant in every group.
-        between: r of the groups' means, each weighted by its spots; NaN below three groups.
-        covariance_within: Covariance of the spots around their group's mean, divided by the number of spots.
-        covariance_between: Covariance of the groups' means around the grand mean. The two add up to the pooled covariance.
-        share_between: Part of the pooled covariance that lies between groups. Outside 0 to 1 where the two have opposite
-            signs (above 1: groups are told apart while spots inside them are ordered wrongly); NaN where pooled r is.
-    """
-
-    pooled: Float64[Array, "G"]
-    within: Float64[Array, "G"]
-    between: Float64[Array, "G"]
-    covariance_within: Float64[Array, "G"]
-    covariance_between: Float64[Array, "G"]
-    share_between: Float64[Array, "G"]
 
 
 def calibration_slope_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) -> Float64[Array, "G"]:
@@ -73,7 +47,7 @@ def calibration_slope_per_gene(predicted: Float[Array, "S G"], measured: Float[A
 
 
 def depth_stratified_pearson(
-    predicted: Float[Array, "S G"], measured: Float[Array, "S G"], library: Float[Array, "S"], n_strata: int = 4
+    predicted: Float[Array, "S G"], measured: Float[Array, "S G"], library: Float[Array, "S"], n_strata: int = STRATA
 ) -> Float64[Array, "G"]:
     """Correlate predicted with measured expression among spots of like sequencing depth.
 
@@ -111,50 +85,6 @@ def depth_stratified_pearson(
             rest[stratum == number] = _detrended(values[stratum == number], depth[stratum == number])
         sides.append(np.where(_exceeds_rounding(rest, values), rest, np.nan))
     return _correlation(*sides)
-
-
-def within_between(predicted: Float[Array, "S G"], measured: Float[Array, "S G"], groups: Sequence[str]) -> WithinBetween:
-    """Divide a correlation over pooled spots into its parts within and between groups, such as patients.
-
-    Pooling rewards a model for telling patients apart, by stain, scanner or batch, even when it knows nothing about where
-    in a section a gene is expressed. The covariance divides exactly; the three correlations have scales of their own and do
-    not add.
-
-    Args:
-        predicted: Model output, in expression units.
-        measured: Ground truth in the same units and gene order.
-        groups: The patient, or section, of each spot.
-
-    Returns:
-        Correlations, both covariances and the share between groups.
-
-    Raises:
-        MetricError: Not one group per spot, or what `pearson_per_gene` refuses.
-    """
-    constant = check_pair(predicted, measured)
-    if len(groups) != len(predicted):
-        raise MetricError(f"{len(groups)} groups for {len(predicted)} spots; name the group of each spot")
-    number = np.unique(np.asarray(groups), return_inverse=True)[1]
-    size = np.bincount(number)
-    inside, means, spots = [], [], []
-    for values in (predicted, measured):
-        centered = _centered(values)
-        mean = np.stack([centered[number == group].mean(axis=0) for group in range(len(size))])
-        inside.append(np.where(_exceeds_rounding(centered - mean[number], values), centered - mean[number], np.nan))
-        means.append(np.where(_exceeds_rounding(mean, values), mean, np.nan))
-        spots.append(np.where(constant, np.nan, centered))
-    root = np.sqrt(size)[:, None]  # weights the means by their spots
-    within = np.nan_to_num(np.einsum("sg,sg->g", *inside)) / len(predicted)
-    between = np.nan_to_num(np.einsum("pg,pg->g", *(root * mean for mean in means))) / len(predicted)
-    enough = len(size) >= GROUPS_TO_CORRELATE
-    return WithinBetween(
-        pooled=_correlation(*spots),
-        within=_correlation(*inside),
-        between=_correlation(*(root * mean for mean in means)) if enough else np.full(predicted.shape[1], np.nan),
-        covariance_within=within,
-        covariance_between=between,
-        share_between=np.where(constant, np.nan, _ratio(between, within + between)),
-    )
 
 
 def standardized_pair(

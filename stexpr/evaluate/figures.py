@@ -200,7 +200,7 @@ def gene_ranks_figure(genes: Sequence[str], r: Float[Array, "G"], ceiling: Float
     axes.plot(r, places, "o", color=NETWORK, markersize=5, label="r", zorder=3)
     if np.isfinite(ceiling).any():
         axes.plot(ceiling, places, "|", color=INK, markersize=9, label="noise ceiling", zorder=3)
-        axes.legend(loc="lower right", frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     axes.set_yticks(places, genes, fontsize=8)
     axes.set_ylim(len(genes) - 0.4, -0.6)

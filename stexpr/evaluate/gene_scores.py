@@ -113,7 +113,9 @@ def gene_table(unit: Unit, genes: Sequence[str], transform: ExpressionTransform 
         "predicted_constant": metrics.constant_per_gene(predicted),
     }
     if unit.library is not None:
-        values["r_within_depth"] = diagnostics.depth_stratified_pearson(predicted, measured, unit.library)
+        strata = min(diagnostics.STRATA, len(predicted) // diagnostics.SPOTS_PER_STRATUM)
+        if strata:
+            values["r_within_depth"] = diagnostics.depth_stratified_pearson(predicted, measured, unit.library, strata)
         if unit.counts is not None and transform is not None:
             values |= _ceilings(unit, transform)
     if one_section:

@@ -20,6 +20,7 @@ from stexpr.evaluate.aggregate import (
     MAPS,
     UNPREDICTABLE,
 )
+from stexpr.evaluate.comparison import compare_models
 from stexpr.evaluate.lines import Line, read_lines
 from stexpr.evaluate.lineup import complete_models
 from stexpr.evaluate.markdown import render
@@ -27,10 +28,9 @@ from stexpr.evaluate.notes import board_notes
 from stexpr.evaluate.protocol import check_comparable, protocol_name, select_runs
 from stexpr.evaluate.protocol_card import protocol_card
 from stexpr.evaluate.records import Record, Run, read_records
-from stexpr.evaluate.testing import compare_models
 from stexpr.types import Progress, silent
 
-__all__ = ["Leaderboard", "build_leaderboard", "leaderboard"]
+__all__ = ["Leaderboard", "build_leaderboard", "leaderboard", "runs_of_board"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -120,13 +120,25 @@ def build_leaderboard(
         DataError: The folder holds no run, or a run lacks a file.
         ProtocolError: The runs must not share a table, or a baseline is missing.
     """
+    runs, unfinished = runs_of_board(folder, cohort, protocol)
+    return leaderboard(runs, unfinished=unfinished, progress=progress)
+
+
+def runs_of_board(folder: Path, cohort: str | None = None, protocol: str | None = None) -> tuple[list[Run], list[str]]:
+    """Read the finished runs of a folder that are on one cohort and under one protocol.
+
+    Returns:
+        The runs; and the unfinished ones, in words.
+
+    Raises:
+        DataError: The folder holds no run.
+        ProtocolError: None of its runs finished, or none is left.
+    """
     found = read_records(folder)
     if found.incomplete and not found.complete:
         raise ProtocolError(f"none of {len(found.incomplete)} runs in {folder} finished; start stexpr train again to resume")
-    runs = select_runs(found.complete, cohort, protocol)
-    return leaderboard(
-        runs, unfinished=[reason.replace(str(path), path.name) for path, reason in found.incomplete], progress=progress
-    )
+    unfinished = [reason.replace(str(path), path.name) for path, reason in found.incomplete]
+    return select_runs(found.complete, cohort, protocol), unfinished
 
 
 def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress: Progress = silent) -> Leaderboard:

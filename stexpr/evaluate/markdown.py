@@ -8,7 +8,7 @@ import pandas as pd
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find it
     import stexpr.evaluate.leaderboard
 
-__all__ = ["render"]
+__all__ = ["number", "render", "table"]
 
 TOP_GENES = 10
 SCORES = ("rank", "model", "r", "interval", "ceiling", "r / ceiling", "seeds (SD)", "Spearman", "RMSE", "MAE", "R²")
@@ -64,7 +64,7 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
     )
     names = list(models["model"])
     gene_rows = [
-        [str(row["rank"]), _code(row["gene"]), _ceiling(row), *(_number(row[label]) for label in names)]
+        [str(row["rank"]), _code(row["gene"]), _ceiling(row), *(number(row[label]) for label in names)]
         for row in genes.head(TOP_GENES).to_dict("records")
     ]
     patients = zip(board.patients.index, board.patients.to_numpy(), strict=True)
@@ -73,25 +73,25 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
         f"# Leaderboard: {board.title}",
         f"{len(models)} models on {size}.",
         "## Protocol",
-        _table(["", ""], [[f"**{heading}**", sentence] for heading, sentence in board.card]),
+        table(["", ""], [[f"**{heading}**", sentence] for heading, sentence in board.card]),
         "## Models",
-        _table(HEADER, [_model_row(row) for row in models.to_dict("records")]),
+        table(HEADER, [_model_row(row) for row in models.to_dict("records")]),
         READING,
         "## Beyond r",
-        _table(["model", *BEYOND.values()], [_beyond_row(row) for row in models.to_dict("records")]),
+        table(["model", *BEYOND.values()], [_beyond_row(row) for row in models.to_dict("records")]),
         BEYOND_READING,
         "## r by patient",
-        _table(
+        table(
             ["model", *map(str, board.patients.columns)],
-            [[_escape(str(label)), *(_number(value) for value in row)] for label, row in patients],
+            [[_escape(str(label)), *(number(value) for value in row)] for label, row in patients],
         ),
         "## Compared over patients",
-        _table(
+        table(
             ["a", "b", "a − b", "p", "p, Holm", "verdict", "patients needed"],
             [_comparison_row(row) for row in board.comparisons.to_dict("records")],
         ),
         f"## Genes the leading model predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
-        _table(["rank", "gene", "ceiling", *map(_escape, names)], gene_rows),
+        table(["rank", "gene", "ceiling", *map(_escape, names)], gene_rows),
         f"{unpredictable} of {len(genes)} genes have a ceiling below .1: counting noise hides them from any model.",
         "## Notes",
         "\n".join(f"- {_escape(note)}" for note in board.notes) if board.notes else "None.",
@@ -100,17 +100,17 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
 
 
 def _model_row(row: dict[Any, Any]) -> list[str]:
-    bounds = "–" if pd.isna(row["r_low"]) else f"{_number(row['r_low'])} to {_number(row['r_high'])}"
+    bounds = "–" if pd.isna(row["r_low"]) else f"{number(row['r_low'])} to {number(row['r_high'])}"
     seeds = f"{row['n_seeds']}" + ("" if pd.isna(row["r_seed_sd"]) else f" ({row['r_seed_sd']:.3f})")
     return [
         _whole(row["rank"]),
         _name(row),
-        _number(row["r"]),
+        number(row["r"]),
         bounds,
-        _number(row["ceiling"]),
-        _number(row["r_over_ceiling"]),
+        number(row["ceiling"]),
+        number(row["r_over_ceiling"]),
         seeds,
-        *(_number(row[metric]) for metric in ("spearman", "rmse", "mae", "r2")),
+        *(number(row[metric]) for metric in ("spearman", "rmse", "mae", "r2")),
         _whole(row["genes_median_r_above_0"]),
         _whole(row["genes_median_r_above_0.5"]),
         row["genes_above_chance"],
@@ -123,17 +123,17 @@ def _model_row(row: dict[Any, Any]) -> list[str]:
 
 
 def _beyond_row(row: dict[Any, Any]) -> list[str]:
-    return [_name(row), *(_number(row[name]) for name in BEYOND)]
+    return [_name(row), *(number(row[name]) for name in BEYOND)]
 
 
 def _comparison_row(row: dict[Any, Any]) -> list[str]:
     difference = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}"
-    tests = [_number(row[name]) for name in ("p", "p_holm")]
+    tests = [number(row[name]) for name in ("p", "p_holm")]
     return [_escape(row["a"]), _escape(row["b"]), difference, *tests, _escape(row["verdict"]), row["patients_needed"]]
 
 
 def _ceiling(row: dict[Any, Any]) -> str:
-    return f"{_number(row['ceiling'])}{' (unpredictable)' if row['unpredictable'] else ''}"
+    return f"{number(row['ceiling'])}{' (unpredictable)' if row['unpredictable'] else ''}"
 
 
 def _name(row: dict[Any, Any]) -> str:
@@ -141,7 +141,8 @@ def _name(row: dict[Any, Any]) -> str:
     return name if row["kind"] == "network" else f"*{name}*"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a number to three decimals, – where it is undefined."""
     if pd.isna(value):
         return "–"
     text = f"{value:.3f}"
@@ -160,6 +161,7 @@ def _code(text: str) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write cells as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -101,7 +101,7 @@ def spearman_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S 
     Raises:
         MetricError: Fewer than two spots, unlike shapes, or a value that is not finite.
     """
-    constant = _check(predicted, measured)
+    constant = check_pair(predicted, measured)
     r, mean_rank = np.empty(predicted.shape[1]), (len(predicted) + 1) / 2
     for genes in _blocks(predicted.shape[1], GENES):
         r[genes], _ = _pearson(_ranks(predicted[:, genes]), _ranks(measured[:, genes]), mean_rank, mean_rank)
@@ -114,7 +114,7 @@ def rmse_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"])
     Raises:
         MetricError: Fewer than two spots, unlike shapes, or a value that is not finite.
     """
-    _check(predicted, measured)
+    check_pair(predicted, measured)
     squared = np.zeros(predicted.shape[1])
     for rows in _blocks(len(predicted), ROWS):
         error = np.subtract(predicted[rows], measured[rows], dtype=np.float64)
@@ -128,7 +128,7 @@ def mae_per_gene(predicted: Float[Array, "S G"], measured: Float[Array, "S G"]) 
     Raises:
         MetricError: Fewer than two spots, unlike shapes, or a value that is not finite.
     """
-    _check(predicted, measured)
+    check_pair(predicted, measured)
     absolute = np.zeros(predicted.shape[1])
     for rows in _blocks(len(predicted), ROWS):
         absolute += np.abs(np.subtract(predicted[rows], measured[rows], dtype=np.float64)).sum(axis=0)
@@ -155,7 +155,7 @@ def r2_per_gene(
     Raises:
         MetricError: Fewer than two spots, unlike shapes, or a value that is not finite.
     """
-    _check(predicted, measured)
+    check_pair(predicted, measured)
     if training_mean.shape != predicted.shape[1:] or not np.isfinite(training_mean).all():
         raise MetricError(f"the training mean needs one finite value for each of {predicted.shape[1]} genes")
     reference = training_mean.astype(np.float64)
@@ -214,7 +214,7 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _check(predicted: Array, measured: Array) -> Bool[Array, "G"]:
+def check_pair(predicted: Array, measured: Array) -> Bool[Array, "G"]:
     """Refuse what has no metric, and return which genes are constant on either side (one look at the extremes does both)."""
     _check_shapes(predicted, measured)
     return _check_values(predicted, measured, np.arange(predicted.shape[1]))

@@ -14,8 +14,7 @@ from scipy.spatial import cKDTree
 
 from stexpr.errors import MetricError
 from stexpr.evaluate.diagnostics import standardized_pair
-from stexpr.evaluate.metrics import _check as check_pair
-from stexpr.evaluate.metrics import constant_per_gene
+from stexpr.evaluate.metrics import check_pair, constant_per_gene
 
 __all__ = [
     "bivariate_moran_per_gene",

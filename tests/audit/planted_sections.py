@@ -14,7 +14,7 @@ from stexpr.data.cards import load_card
 from stexpr.data.prepare import prepare
 from stexpr.data.store import PreparedCohort
 
-SIDE, PITCH, MARGIN, N_GENES = 9, 24, 60, 30
+SIDE, PITCH, MARGIN, N_GENES = 9, 24, 60, 60
 SECTIONS = {"a1": "a", "a2": "a", "b1": "b", "c1": "c"}
 CARD = """---
 name: planted

@@ -1,4 +1,4 @@
-"""Calibration, depth and within/between against scipy, numpy and what was planted."""
+"""Calibration and depth against scipy, numpy and what was planted."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,16 +12,13 @@ from hypothesis.extra.numpy import arrays
 
 from stexpr.errors import MetricError
 from stexpr.evaluate.diagnostics import (
-    WithinBetween,
     calibration_slope_per_gene,
     depth_stratified_pearson,
     standardized_pair,
-    within_between,
 )
 from stexpr.evaluate.metrics import pearson_per_gene
 
 QUARTERS = arrays(np.float64, (12, 3), elements=st.integers(-50, 50).map(lambda n: n / 4))
-PATIENTS = st.lists(st.sampled_from("abcd"), min_size=12, max_size=12)
 
 
 @pytest.fixture
@@ -112,78 +109,10 @@ def test_depth_strata_do_not_depend_on_the_order_of_spots() -> None:
     )
 
 
-@settings(deadline=None, max_examples=80)
-@given(QUARTERS, QUARTERS, PATIENTS)
-def test_covariance_is_the_sum_of_its_parts(predicted: np.ndarray, measured: np.ndarray, groups: list[str]) -> None:
-    parts = within_between(predicted, measured, groups)
-    pooled = [np.cov(predicted[:, i], measured[:, i], ddof=0)[0, 1] for i in range(3)]
-    np.testing.assert_allclose(parts.covariance_within + parts.covariance_between, pooled, atol=1e-9)
-    np.testing.assert_allclose(parts.pooled, pearson_per_gene(predicted, measured), atol=1e-9)
-    for r in (parts.within, parts.between):
-        assert (np.abs(r[~np.isnan(r)]) <= 1).all()
-
-
-def test_parts_equal_those_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    size = [5, 20, 9, 30]
-    groups = [name for name, n in zip("dacb", size, strict=True) for _ in range(n)]
-    x, y = (rng.normal(size=(64, 2)) + rng.normal(size=(4, 2)).repeat(size, axis=0) for _ in range(2))
-    inside, means = [], []
-    for values in (x, y):
-        mean = np.stack([values[[g == name for g in groups]].mean(axis=0) for name in "dacb"])
-        means.append(mean.repeat(size, axis=0))
-        inside.append(values - means[-1])
-    parts = within_between(x, y, groups)
-    for i in range(2):  # means repeated for each of their spots are weighted by them
-        assert parts.within[i] == pytest.approx(scipy.stats.pearsonr(inside[0][:, i], inside[1][:, i])[0])
-        assert parts.between[i] == pytest.approx(scipy.stats.pearsonr(means[0][:, i], means[1][:, i])[0])
-        between = np.cov(means[0][:, i], means[1][:, i], ddof=0)[0, 1]
-        assert parts.share_between[i] == pytest.approx(between / np.cov(x[:, i], y[:, i], ddof=0)[0, 1])
-
-
-def shifted_patients(within: float) -> WithinBetween:
-    """Five patients far apart on both sides; inside a patient the prediction follows the measured values by `within`."""
-    rng = np.random.default_rng(0)
-    patient = np.repeat(np.arange(5.0), 100)[:, None]
-    measured = 5 * patient + rng.normal(size=(500, 3))
-    predicted = 5 * patient + within * (measured - 5 * patient)
-    return within_between(predicted, measured, [f"P{int(i)}" for i in patient[:, 0]])
-
-
-def test_a_model_that_only_knows_patients_is_found_out() -> None:
-    parts = shifted_patients(0.0)
-    assert (parts.pooled > 0.95).all()
-    assert np.isnan(parts.within).all()
-    np.testing.assert_allclose(parts.share_between, 1)
-    assert (parts.between > 0.99).all()
-
-
-def test_a_model_wrong_inside_patients_has_a_share_above_one() -> None:
-    parts = shifted_patients(-1.0)
-    assert (parts.pooled > 0.9).all()
-    np.testing.assert_allclose(parts.within, -1)
-    assert (parts.share_between > 1).all()
-
-
-def test_two_patients_have_no_correlation_between_them() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 30, 2))
-    two = within_between(x, y, ["a"] * 10 + ["b"] * 20)
-    assert np.isnan(two.between).all()
-    assert np.isfinite(two.share_between).all()
-    one = within_between(x, y, ["a"] * 30)
-    np.testing.assert_allclose(one.within, one.pooled)
-    np.testing.assert_allclose(one.share_between, 0, atol=1e-12)
-
-
 def test_constant_genes_are_nan_in_their_place() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 30, 3))
     x[:, 1] = y[:, 2] = 0.1 + 0.2
-    parts = within_between(x, y, list("abcabc") * 5)
-    for values in (parts.pooled, parts.within, parts.between, parts.share_between):
-        assert np.isnan(values).tolist() == [False, True, True]
-    np.testing.assert_allclose(parts.covariance_within[1:], 0, atol=1e-12)
     for side in standardized_pair(x, y):
         assert np.isnan(side).all(axis=0).tolist() == [False, True, True]
         np.testing.assert_allclose([side[:, 0].mean(), side[:, 0].std()], [0, 1], atol=1e-12)
@@ -195,7 +124,6 @@ def test_constant_genes_are_nan_in_their_place() -> None:
         calibration_slope_per_gene,
         standardized_pair,
         lambda x, y: depth_stratified_pearson(x, y, np.ones(len(x)), n_strata=1),
-        lambda x, y: within_between(x, y, ["a"] * len(x)),
     ],
 )
 def test_what_has_no_metric_is_refused(measure: Callable[..., object], unchecked: None) -> None:
@@ -217,5 +145,3 @@ def test_own_refusals(unchecked: None) -> None:
     for library in (np.ones(14), np.r_[np.ones(14), 0], np.r_[np.ones(14), np.nan]):
         with pytest.raises(MetricError, match="one positive, finite size for each of 15 spots"):
             depth_stratified_pearson(good, good, library, n_strata=2)
-    with pytest.raises(MetricError, match="14 groups for 15 spots"):
-        within_between(good, good, ["a"] * 14)

@@ -93,7 +93,7 @@ def load_maps(
     if not chosen:
         return []
     _check_cohort(chosen, cohort)
-    outlines = [_outline(run.folder) for run in chosen[models[0]]]
+    outlines = [_outline(run.folder) for own in chosen.values() for run in own]
     sizes = {section: n for spots, _ in outlines for section, n in spots.items()}
     ranked = list(dict.fromkeys([*(genes or ()), *(gene for _, names in outlines for gene in names)]))
     present = {gene for _, names in outlines for gene in names}

@@ -46,8 +46,8 @@ READING: Final = {
     ),
     "ceiling": (
         "The noise ceiling: the r a perfect prediction would reach, given how few molecules were counted. It bounds the noise "
-        "of counting only: effects of depth and capture that a spot's molecules share count as signal, so the true limit may be "
-        "lower still. The depth-blind ceiling beside it has the depth of the spots regressed out. A gene is unpredictable "
+        "of counting only: effects of depth and capture that a spot's molecules share count as signal, so the true limit may "
+        "be lower. The depth-blind ceiling beside it has the depth of the spots regressed out. A gene is unpredictable "
         "where its ceiling is below .1: a low r there says nothing about a model. r / ceiling is mean r over mean ceiling."
     ),
     "RMSE, MAE, R²": (
