@@ -9,12 +9,15 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["pl"],
     submod_attrs={
         "config": ["StudyConfig", "load_study"],
         "data.cards": ["DataCard", "list_cards", "load_card"],
         "data.prepare": ["prepare"],
         "data.store": ["PreparedCohort"],
         "errors": ["StexprError"],
+        "evaluate.hest.bench": ["hest_bench"],
+        "evaluate.inflation": ["inflation"],
         "evaluate.leaderboard": ["Leaderboard", "build_leaderboard"],
         "models.export": ["load_model"],
         "train.study": ["run_study"],

@@ -31,7 +31,7 @@ def test_brstnet_records_macenko_as_a_deviation() -> None:
     assert protocol.stain == "macenko"
     assert any("Macenko's, not Vahadane's" in words for words in protocol.deviations)
     assert (protocol.min_counts, protocol.counted, protocol.expression.kind) == (1000, "median_r", "log1p")
-    with pytest.raises(ConfigError, match="`fixed` needs protocol.split.test_patients"):
+    with pytest.raises(ConfigError, match=r"`fixed` needs protocol\.split\.test_patients"):
         load_protocol("brstnet")
 
 

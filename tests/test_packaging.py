@@ -71,6 +71,7 @@ def test_every_file_of_the_package_is_inside_and_nothing_else(wheel: Path) -> No
         *(f"stexpr/{path.relative_to(ROOT / 'stexpr')}" for path in (ROOT / "stexpr").rglob("*.py")),
         *(f"stexpr/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")),
         *(f"stexpr/data_cards/{path.name}" for path in (ROOT / "data_cards").glob("*.md")),
+        *(f"stexpr/evaluate/page/{name}" for name in ("page.html", "page.css", "page.js", "theme.js", "maps.js")),
         "stexpr/py.typed",
     }
     with zipfile.ZipFile(wheel) as archive:
@@ -107,7 +108,8 @@ def test_the_demo_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> 
     for words in ("tiny + aux, fold 2: mean r", "mobilenetv3_small_050", "*color ridge*", "*training mean*", "3 patients"):
         assert words in done.stdout
     written = {path.name for path in (tmp_path / "stexpr-demo" / "leaderboard").iterdir()}
-    assert written == {"leaderboard.csv", "leaderboard.md", "leaderboard.png", "per_gene.csv"}
+    tables = {"comparisons.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.png", "patients.csv", "per_gene.csv"}
+    assert written == {*tables, "index.html"}
 
 
 def test_versions_agree(wheel: Path) -> None:

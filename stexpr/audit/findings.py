@@ -1,9 +1,12 @@
 """What an audit says: one finding for each check of each thing looked at, also where the check passed or could not be done."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from stexpr.config.files import write_whole
 
 __all__ = ["Audit", "Finding", "Overlap", "Severity", "not_done"]
 
@@ -51,6 +54,15 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"path": str(self.path), "leaks": self.leaks, "findings": [asdict(finding) for finding in self.findings]}
+
+    def write(self, path: Path) -> None:
+        """Write the findings as JSON, whole or not at all.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 class Overlap(NamedTuple):

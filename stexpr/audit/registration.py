@@ -44,9 +44,9 @@ MOTIONS = 60
 CLEAR = 3.0
 """Standard deviations above chance by which color must predict somewhere, before a section can be judged.
 
-With these limits every section of MOB and HER2ST lies where it should, with no gain anywhere; coordinates moved by one or two
-pitches are seen in 28 of 29 cases with 176 to 438 spots (but in HER2ST A1, where color says next to nothing, in 1 of 4); and
-of 27 sections turned or mirrored, so that nothing fits anywhere, none is flagged."""
+With these limits no section of MOB and HER2ST is flagged, none gains anywhere. Coordinates moved by one to three pitches are
+seen in 28 of 29 cases, but never in HER2ST A1, where color says next to nothing; of the nine sections turned by 90 or 180
+degrees or mirrored, so that no shift is right, 1 of 27 is flagged."""
 MIN_SPOTS = 40
 
 

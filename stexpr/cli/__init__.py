@@ -101,6 +101,7 @@ def evaluate(
 @app.command()
 def leaderboard(
     runs: Annotated[Path, typer.Argument(help="Folder of runs.")],
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("leaderboard"),
     cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
@@ -129,7 +130,7 @@ def leaderboard(
     if wandb:
         from stexpr.train.tracking import log_board
 
-        terminal.say(log_board(board, wandb))
+        terminal.say(log_board(board, wandb, output))
 
 
 @app.command()

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Float64
 
 from stexpr.errors import MetricError
-from stexpr.evaluate.testing import GeneTest, benjamini_hochberg, binomial_p, combine_p, gene_test
+from stexpr.evaluate.testing import ALPHA, GeneTest, benjamini_hochberg, binomial_p, combine_p, flips_for, gene_test
 
 __all__ = ["DIAGNOSTICS", "METRICS", "MOMENTS", "Aggregate", "aggregate", "aggregate_replicates", "average_seeds"]
 
@@ -80,15 +80,13 @@ class Aggregate:
         return replace(test, count=None) if np.isnan(self.values["pearson"]) else test
 
     @property
-    def genes_fdr(self) -> int | None:
-        """Genes with more patients of r > 0 than chance at a false discovery rate of 5 %; None where r is undefined.
-
-        With fewer than 5 patients no gene can pass.
-        """
-        if np.isnan(self.values["pearson"]):
-            return None
-        p = binomial_p(self._tested["positive_patients"].to_numpy(), self._tested["n_patients"].to_numpy())
-        return int(benjamini_hochberg(p)[1].sum())
+    def gene_test_fdr(self) -> GeneTest:
+        """The same test at a false discovery rate of 5 % instead (Benjamini and Hochberg), which needs 5 patients."""
+        positive, n = (self._tested[name].to_numpy() for name in ("positive_patients", "n_patients"))
+        most, needed = int(n.max(initial=0)), flips_for(ALPHA)
+        if most < needed or np.isnan(self.values["pearson"]):
+            return GeneTest(None, most, needed)
+        return GeneTest(int(benjamini_hochberg(binomial_p(positive, n))[1].sum()), most, needed)
 
     @property
     def genes_spatial(self) -> int | None:

@@ -24,7 +24,7 @@ from stexpr.evaluate.comparison import compare_models
 from stexpr.evaluate.lines import Line, read_lines
 from stexpr.evaluate.lineup import complete_models
 from stexpr.evaluate.markdown import render
-from stexpr.evaluate.notes import board_notes
+from stexpr.evaluate.notes import gene_notes, network_notes
 from stexpr.evaluate.protocol import check_comparable, protocol_name, select_runs
 from stexpr.evaluate.protocol_card import protocol_card
 from stexpr.evaluate.records import Record, Run, read_records
@@ -36,7 +36,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 TOP = 4
 """Leading models that are compared with each other."""
-WHOLE_NUMBERS = ("rank", "genes_median_r_above_0", "genes_median_r_above_0.5", "genes_fdr", "genes_spatial", "parameters")
+IMAGELESS = ("depth_only", "spot_coordinates")
+WHOLE_NUMBERS = ("rank", "genes_median_r_above_0", "genes_median_r_above_0.5", "genes_spatial", "parameters")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Leaderboard:
         card: The protocol in words, heading and sentence.
         models: One row per model, best first; undefined values are NaN or None.
         patients: r by model and patient, models as in `models`.
-        genes: One row per gene, best first by the leading model, with its noise ceiling; then one column of mean r per
-            model.
+        genes: One row per gene, best first by the leading network (the leading model where there is none), with its noise
+            ceiling; then one column of mean r per model.
         comparisons: Each model against the color ridge, and the leading ones with each other, tested over patients.
         notes: What was left out, undefined or incomplete, and whether networks beat the color ridge.
     """
@@ -66,8 +67,19 @@ class Leaderboard:
         """Return the board for people: protocol first, then the tables, then the notes."""
         return render(self)
 
+    def tables(self) -> dict[str, str]:
+        """Return the tables as CSV, by file name; numbers to six decimals."""
+        patients = self.patients.add_prefix("r_patient_").reset_index(drop=True)
+        frames = {
+            "leaderboard.csv": self.models.reset_index(drop=True).join(patients),
+            "per_gene.csv": self.genes,
+            "patients.csv": self.patients.reset_index(),
+            "comparisons.csv": self.comparisons,
+        }
+        return {name: frame.to_csv(index=False, float_format="%.6f", lineterminator="\n") for name, frame in frames.items()}
+
     def write(self, folder: Path) -> list[Path]:
-        """Write `leaderboard.csv`, `.md` and `.png`, `per_gene.csv` and `comparisons.csv`, each whole or not at all.
+        """Write the tables, `leaderboard.md` and `leaderboard.png`, each whole or not at all.
 
         The same records give the same bytes in the three texts.
 
@@ -78,14 +90,7 @@ class Leaderboard:
         self._refuse_other_board(folder / "leaderboard.md")
         from stexpr.evaluate.figures import leaderboard_figure, save_figure
 
-        patients = self.patients.add_prefix("r_patient_").reset_index(drop=True)
-        models = pd.concat([self.models.reset_index(drop=True), patients], axis=1)
-        texts = {
-            "leaderboard.csv": models.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
-            "leaderboard.md": self.markdown(),
-            "per_gene.csv": self.genes.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
-            "comparisons.csv": self.comparisons.to_csv(index=False, float_format="%.6f", lineterminator="\n"),
-        }
+        texts = {**self.tables(), "leaderboard.md": self.markdown()}
         for name, text in texts.items():
             write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
         write_whole(
@@ -172,6 +177,7 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
         patients.drop(index=[line.label for line in lines if line.is_reference]), reference=ridge.label, top=TOP
     )
     networks = [(line.label, *line.minus(ridge)) for line in lines if line.first.kind == "network"]
+    imageless = {line.label: float(line.scores.values["pearson"]) for line in lines if line.first.model["kind"] in IMAGELESS}
     left_out = lines[0].scores.left_out
     constant = {line.label: (line.scores.constant_predictions, int(np.isnan(line.scores.values["pearson"]))) for line in lines}
     intervals = [kind for kind in table["interval"] if kind]
@@ -183,7 +189,12 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
         patients=patients,
         genes=_genes(lines),
         comparisons=comparisons,
-        notes=[*board_notes(networks, ridge.label, comparisons, left_out, constant, incomplete), *_gaps(records, unfinished)],
+        notes=[
+            *network_notes(networks, ridge.label, float(ridge.scores.values["pearson"]), comparisons, imageless),
+            *gene_notes(left_out, constant),
+            *incomplete,
+            *_gaps(records, unfinished),
+        ],
     )
 
 
@@ -217,7 +228,7 @@ def _row(rank: int | None, line: Line) -> dict[str, Any]:
         "genes_median_r_above_0": scores.genes_above_0,
         "genes_median_r_above_0.5": scores.genes_above_half,
         "genes_above_chance": str(scores.gene_test),
-        "genes_fdr": scores.genes_fdr,
+        "genes_fdr": str(scores.gene_test_fdr),
         "genes_spatial": scores.genes_spatial,
         "n_genes": int((scores.genes["n_patients"] > 0).sum()),
         "n_patients": sum(record.n.patients for record in seeds[0]),
@@ -230,10 +241,11 @@ def _row(rank: int | None, line: Line) -> dict[str, Any]:
 
 
 def _genes(lines: Sequence[Line]) -> pd.DataFrame:
-    """Rank genes by the leading model's mean r; one column of mean r per model."""
+    """Rank genes by the leading network's mean r; one column of mean r per model."""
+    leader = next((line for line in lines if line.first.kind == "network"), lines[0])
     table = pd.DataFrame({line.label: line.scores.genes["pearson"] for line in lines})
     measured = lines[0].scores.genes[["n_patients", *CEILINGS]].reindex(table.index)
-    table = table.assign(**{"": table.index}).sort_values([lines[0].label, ""], ascending=[False, True]).drop(columns="")
+    table = table.assign(**{"": table.index}).sort_values([leader.label, ""], ascending=[False, True]).drop(columns="")
     ranked = table.reset_index(names="gene")
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
     measured["unpredictable"] = measured["ceiling"] < UNPREDICTABLE

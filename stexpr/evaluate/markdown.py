@@ -46,6 +46,10 @@ BEYOND_READING = (
     "Moran** (the prediction against the measured neighbors) and **Moran** tell whether maps look alike and are as smooth; "
     "**domains** compares Leiden clusters of predicted with those of measured expression."
 )
+COMPARED = (
+    "One difference of panel means per patient, tested by flipping signs (two-sided, Holm over the pairs shown). Where folds "
+    "hold unlike panels, a − b differs a little from the difference of r above, which averages over genes last."
+)
 
 
 def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
@@ -68,6 +72,7 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
         for row in genes.head(TOP_GENES).to_dict("records")
     ]
     patients = zip(board.patients.index, board.patients.to_numpy(), strict=True)
+    leader = next((row["model"] for row in models.to_dict("records") if row["kind"] == "network"), names[0])
     unpredictable = int(genes["unpredictable"].sum())
     parts = [
         f"# Leaderboard: {board.title}",
@@ -90,7 +95,8 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
             ["a", "b", "a − b", "p", "p, Holm", "verdict", "patients needed"],
             [_comparison_row(row) for row in board.comparisons.to_dict("records")],
         ),
-        f"## Genes the leading model predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
+        COMPARED,
+        f"## Genes {_escape(leader)} predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
         table(["rank", "gene", "ceiling", *map(_escape, names)], gene_rows),
         f"{unpredictable} of {len(genes)} genes have a ceiling below .1: counting noise hides them from any model.",
         "## Notes",
@@ -114,7 +120,7 @@ def _model_row(row: dict[Any, Any]) -> list[str]:
         _whole(row["genes_median_r_above_0"]),
         _whole(row["genes_median_r_above_0.5"]),
         row["genes_above_chance"],
-        _whole(row["genes_fdr"]),
+        row["genes_fdr"],
         _whole(row["genes_spatial"]),
         row["epochs"] or "–",
         f"{row['minutes']:.1f}",

@@ -7,31 +7,51 @@ import pandas as pd
 
 from stexpr.evaluate.intervals import Interval
 
-__all__ = ["board_notes"]
+__all__ = ["gene_notes", "network_notes"]
 
 
-def board_notes(
+def network_notes(
     networks: Sequence[tuple[str, float, Interval]],
     ridge: str,
+    ridge_r: float,
     comparisons: pd.DataFrame,
-    left_out: pd.DataFrame,
-    constant: Mapping[str, tuple[int, int]],
-    incomplete: Sequence[str],
+    imageless: Mapping[str, float],
 ) -> list[str]:
-    """Write the notes of a board.
+    """Say whether networks beat the color ridge and the baselines that see no image.
 
     Args:
         networks: Label of each network, best first, the difference of its mean r to the color ridge and its interval.
         ridge: Label of the color ridge.
+        ridge_r: Its mean r.
         comparisons: Tests over patients, as `compare_models` makes them.
-        left_out: (patient, section, gene) whose measured values are constant.
-        constant: By model: how many gene x section it predicts constant, and 1 where its mean r is undefined for it.
-        incomplete: Models or seeds set aside, in words.
+        imageless: Mean r of the baselines that see no image, by label.
 
     Returns:
-        One sentence or a few per note, the most important first.
+        One sentence or a few per note, the most important first; none where there is no network.
     """
-    notes = [_against_ridge(networks, ridge), *_over_patients(networks[0][0], ridge, comparisons)] if networks else []
+    if not networks:
+        return []
+    leader, difference, _ = networks[0]
+    notes = [_against_ridge(networks, ridge), *_over_patients(leader, ridge, comparisons)]
+    above = {label: r for label, r in imageless.items() if r >= ridge_r + difference}
+    if above:
+        named = " and ".join(f"{label} ({r:.3f})" for label, r in above.items())
+        notes.append(
+            f"Without any image, {named} reaches the r of the best network ({ridge_r + difference:.3f}) or more: part of what "
+            "image models show here may be depth or layout that follows the tissue. Depth only reads the measured depth of the "
+            "test spots, which no image model can; compare r at like depth."
+        )
+    return notes
+
+
+def gene_notes(left_out: pd.DataFrame, constant: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Name the genes left out, and the models whose predictions are constant.
+
+    Args:
+        left_out: (patient, section, gene) whose measured values are constant.
+        constant: By model: how many gene x section it predicts constant, and 1 where its mean r is undefined for it.
+    """
+    notes = []
     if len(left_out):
         names = [f"{gene} ({section})" for gene, section in zip(left_out["gene"], left_out["section"], strict=True)]
         notes.append(
@@ -45,18 +65,18 @@ def board_notes(
             )
         elif count:
             notes.append(f"{label} predicts a constant for {count} gene × section, which enter its mean r as 0.")
-    notes += incomplete
     return notes
 
 
 def _over_patients(leader: str, ridge: str, comparisons: pd.DataFrame) -> list[str]:
     """Say what the test over patients says of the leading network, and how many patients would be enough."""
-    pairs = comparisons[(comparisons["a"] == leader) & (comparisons["b"] == ridge)]
-    return [
-        f"Over patients (sign flips of one difference each): {leader} against the {ridge}: {row['verdict']}. Patients needed "
-        f"to show this difference, if it is the true one: {row['patients_needed']}."
-        for row in pairs.to_dict("records")
-    ]
+    notes = []
+    for row in comparisons[(comparisons["a"] == leader) & (comparisons["b"] == ridge)].to_dict("records"):
+        words = f"Over patients (sign flips of one difference each), {leader} against the {ridge}: {row['verdict']}."
+        if row["patients_needed"] != "–":
+            words += f" To show this difference, if it is the true one, takes about {row['patients_needed']} patients."
+        notes.append(words)
+    return notes
 
 
 def _against_ridge(networks: Sequence[tuple[str, float, Interval]], ridge: str) -> str:

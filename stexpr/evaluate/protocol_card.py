@@ -90,9 +90,7 @@ def _warning(take: Callable[..., Any], protocol: Mapping[str, Any]) -> str:
     if not leaky:
         return ""
     leaks = ProtocolConfig.model_validate({**protocol, "split": {}}).leaks
-    return (
-        f"LEAKY, looks at test data: {'; '.join([*leaks, *([why] if why else [])])}. For comparison with published tables only"
-    )
+    return f"LEAKY, looks at test data: {'; '.join([*leaks, *([why] if why else [])])}"
 
 
 def _spots(take: Callable[..., Any]) -> str:

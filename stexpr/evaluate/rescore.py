@@ -99,11 +99,11 @@ def rescore(folds: Sequence[FoldPredictions], protocol: ProtocolConfig) -> tuple
     Raises:
         ProtocolError: No gene or no section is left.
     """
-    kept = [_of_enough_counts(fold, protocol.min_counts) for fold in folds]
+    kept = [fold for fold in (_of_enough_counts(fold, protocol.min_counts) for fold in folds) if len(fold.spots)]
+    if not any(fold.spots["section"].duplicated().any() for fold in kept):
+        raise ProtocolError(f"no section has two spots of at least {protocol.min_counts:,} counts")
     chosen = _panel(kept, protocol) if protocol.panel.scope == "cohort" else None
     tables = [table for fold in kept for table in _tables(_with_genes(fold, chosen), protocol)]
-    if not tables:
-        raise ProtocolError(f"no section has two spots of at least {protocol.min_counts:,} counts")
     return aggregate(pd.concat(tables, ignore_index=True)), sum(len(fold.spots) for fold in kept)
 
 

@@ -8,7 +8,8 @@ from stexpr.data.cards import load_card
 from stexpr.data.prepare import prepare
 from stexpr.data.synthetic import write_synthetic
 from stexpr.errors import DataError
-from stexpr.evaluate.leaderboard import Leaderboard, build_leaderboard
+from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.evaluate.page.publish import publish
 from stexpr.train.study import run_study
 from stexpr.types import Progress, silent
 
@@ -57,7 +58,7 @@ def run_demo(
         overrides = [f"cohort={folder / 'cohort'}", f"seed={seed}", *variant, *(QUICK_STUDY if quick else ())]
         study = load_study("demo", overrides)
         run_study(study, folder / "runs", progress=progress, report=report)
-    board = build_leaderboard(folder / "runs")
-    board.write(folder / "leaderboard")
-    report(f"written to {folder / 'leaderboard'}: leaderboard.md, leaderboard.csv, per_gene.csv, leaderboard.png\n")
+    report("ranking models and writing the page")
+    board, _ = publish(folder / "runs", folder / "leaderboard", progress=progress)
+    report(f"open {folder / 'leaderboard' / 'index.html'} in a browser; the same as tables beside it\n")
     return board

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from stexpr.audit.leakage import check_before_training
 from stexpr.config import BASELINES, NetworkConfig, StudyConfig, content_hash
 from stexpr.data.splits import Fold, make_folds
 from stexpr.data.store import PreparedCohort
@@ -65,11 +66,14 @@ def run_study(
 
     Raises:
         ConfigError: `folds` names a fold that does not exist.
+        LeakageError: A patient or a spot is on both sides of a fold, whatever it is called.
         InterruptedTrainingError: SIGINT or SIGTERM arrived; the same call resumes.
         StexprError: Whatever is wrong with a run; the other runs stay whole.
     """
     cohort = open_cohort(config)
     folds = study_folds(config, cohort)
+    for note in check_before_training(cohort, folds):
+        report(f"{cohort.name}: {note}")
     models = [config, *(config.baseline(model) for model in BASELINES)]
     jobs = []
     for study in dict.fromkeys(models):

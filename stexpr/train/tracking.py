@@ -13,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import pandas as pd
 
 from stexpr.config import StudyConfig
+from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.evaluate.page.figures import as_plotly, board_figures
+from stexpr.evaluate.page.view import board_view
 
 
 @runtime_checkable
@@ -114,6 +117,32 @@ class WandbMirror:
     def _give_up(self, err: Exception) -> None:
         warnings.warn(f"Weights & Biases left this run ({type(err).__name__}); its numbers are in metrics.jsonl", stacklevel=3)
         self._run = None
+
+
+def log_board(board: Leaderboard, project: str, folder: Path) -> str:
+    """Log a board to Weights & Biases: its tables and the figures of its page, in a run of the job type `leaderboard`.
+
+    Args:
+        board: The board.
+        project: Where it goes.
+        folder: Where wandb keeps its files, and the whole run without a connection.
+
+    Returns:
+        A sentence that says where it is.
+    """
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    settings = wandb.Settings(silent=True, console="off")
+    run = wandb.init(project=project, dir=str(folder), mode=mode, job_type="leaderboard", name=board.title, settings=settings)
+    tables = {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons}
+    run.log({name: wandb.Table(dataframe=table.astype(object).where(table.notna(), None)) for name, table in tables.items()})
+    run.log({f"figures/{name}": wandb.Plotly(as_plotly(figure)) for name, figure in board_figures(board_view(board)).items()})
+    leading = board.models.iloc[0]
+    run.summary.update({"leading": str(leading["model"]), "r": None if pd.isna(leading["r"]) else float(leading["r"])})
+    place = run.url if not run.offline else f"{run.dir} (offline: wandb sync {Path(run.dir).parent})"
+    run.finish()
+    return f"logged to {place}"
 
 
 def _logged_in() -> bool:

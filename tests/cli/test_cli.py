@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ import typer.main
 import yaml
 
 from stexpr import cli
+from stexpr.config import BASELINES
 
 Run = Callable[..., tuple[int, str, str]]
 
 FROZEN = {
+    "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
     "config show": ["OVERRIDES", "STUDY"],
     "data fetch": ["--from", "--output", "-o", "CARD"],
@@ -24,8 +27,9 @@ FROZEN = {
     "data verify": ["CARD", "FOLDER"],
     "demo": ["--output", "--quick", "--seed", "-o"],
     "doctor": [],
-    "evaluate": ["RUN"],
-    "leaderboard": ["--cohort", "--output", "--protocol", "-o", "RUNS"],
+    "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
+    "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
+    "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "train": ["--runs", "OVERRIDES", "STUDY"],
 }
@@ -80,20 +84,33 @@ def test_from_raw_files_to_a_leaderboard(stexpr: Run, raw_cohort: Path, tmp_path
     Path("mine.yaml").write_text(yaml.safe_dump(study))
     code, out, err = stexpr("train", "mine.yaml", "input.window_px=24")
     assert (code, err) == (0, "")
-    assert out.count("\n") == 9
+    n_runs = 3 * (1 + len(BASELINES))
+    assert out.count("\n") == n_runs
     assert "color ridge, fold 2: mean r 0." in out
     code, out, err = stexpr("evaluate", "runs")
     assert code == 0
-    assert out.count("as recorded") == 9
+    assert out.count("as recorded") == n_runs
+    code, out, err = stexpr("evaluate", "runs", "--protocol", "all")
+    assert (code, err) == (0, "")
+    assert "| tiny + aux | " in out
+    assert "**triplex** is LEAKY" in out
+    code, out, err = stexpr("evaluate", "runs", "--refresh")
+    assert (code, out.count(": r was ")) == (0, n_runs)
     code, out, err = stexpr("leaderboard", "runs", "-o", "board")
     assert code == 0
     assert "tiny + aux" in out
-    assert {path.name for path in Path("board").iterdir()} == {
-        "leaderboard.csv",
-        "leaderboard.md",
-        "leaderboard.png",
-        "per_gene.csv",
-    }
+    tables = {"comparisons.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.png", "patients.csv", "per_gene.csv"}
+    assert {path.name for path in Path("board").iterdir()} == tables
+    code, out, err = stexpr("leaderboard", "runs", "-o", "page", "--html", "--maps", "color ridge")
+    assert (code, err) == (0, "")
+    assert "written to page/index.html" in out
+    assert {path.name for path in Path("page").iterdir()} == {*tables, "index.html"}
+    assert stexpr("leaderboard", "runs", "--html", "--maps", "colour ridge")[2].endswith("did you mean 'color ridge'?\n")
+    shutil.move("cohort", "moved")
+    code, out, err = stexpr("leaderboard", "runs", "-o", "bare", "--html")
+    assert (code, "The maps lie on no picture: " in out) == (0, True)
+    assert stexpr("leaderboard", "runs", "-o", "page", "--html", "--images", "moved")[0] == 0
+    shutil.move("moved", "cohort")
     code, out, err = stexpr("data", "verify", "cohort")
     assert (code, "is as it was written" in out) == (0, True)
 
@@ -154,12 +171,15 @@ def test_what_is_refused_is_one_line_and_exit_code_2(stexpr: Run, arguments: lis
     assert "Traceback" not in out + err
 
 
+DISK = 8_000_000
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 300 kB, where this user may mount one."""
+    """A disk of 8 MB, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("this user may not mount a small disk")
     yield folder
@@ -174,7 +194,11 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
     )
     earlier = small_disk / "earlier.txt"
     earlier.write_text("whole")
-    (small_disk / "filler").write_bytes(b"x" * 280_000)
+
+    def fill() -> None:
+        (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 20_000))
+
+    fill()
     code, _, err = stexpr("train", "study.yaml", "--runs", small_disk / "runs")
     assert code == 2
     assert err.count("\n") == 1
@@ -187,6 +211,7 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
     assert "No space left on device" in err
     (small_disk / "filler").unlink()
     assert stexpr("train", "study.yaml", "--runs", small_disk / "runs")[0] == 0
+    fill()
     Path("network.yaml").write_text(
         f"cohort: {small_cohort}\nfolds: [0]\nmodel: {{backbone: tiny}}\n"
         "protocol: {panel: {n_main: 5}}\ntraining: {epochs: 1}\n"

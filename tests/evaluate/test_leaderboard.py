@@ -362,7 +362,7 @@ def test_models_are_tested_over_patients(write_runs: Write) -> None:
     assert (untestable | undefined).all()
     assert few.comparisons.loc[undefined, "a"].tolist() == ["training mean"]
     assert not few.comparisons[["a", "b"]].isin([ORACLE]).any(axis=None)
-    assert any("tiny against the color ridge: not testable: n = 3, needs ≥ " in note for note in few.notes)
+    assert any(", tiny against the color ridge: not testable: n = 3, needs ≥ " in note for note in few.notes)
 
 
 def test_ten_patients_can_show_which_model_is_better(write_runs: Write) -> None:
@@ -388,3 +388,13 @@ def test_unlike_versions_are_noted(write_runs: Write) -> None:
     runs = write_runs(folds=1)
     changed = [change(runs[0], versions={"stexpr": "0.1.0", "torch": "3.0"}), *runs[1:]]
     assert "The runs were made with unlike versions of torch: 3.0, unknown." in leaderboard(changed).notes
+
+
+def test_a_baseline_without_any_image_that_leads_is_named(write_runs: Write) -> None:
+    kind = {**MODELS["depth only"][1]}
+    board = leaderboard(write_runs({**MODELS, "depth only": (0.85, kind)}))
+    assert board.models["model"][0] == "depth only"
+    note = next(note for note in board.notes if note.startswith("Without any image, depth only (0."))
+    assert "reads the measured depth of the test spots" in note
+    assert board.genes["tiny"].is_monotonic_decreasing  # genes stay in the order of the best network
+    assert not any("Without any image" in note for note in leaderboard(write_runs(folds=2)).notes)

@@ -56,24 +56,12 @@ def write_page(board: Leaderboard, folder: Path, *, maps: Sequence[SectionMap] =
         DataError: The folder cannot be written, or the spots of a map lie off its picture.
     """
     view = board_view(board)
-    downloads = _tables(board)
+    downloads = board.tables()
     for name, text in downloads.items():
         write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
     page = _page(view, maps, list(downloads))
     write_whole(folder / PAGE, partial(Path.write_text, data=page, encoding="utf-8"))
     return folder / PAGE
-
-
-def _tables(board: Leaderboard) -> dict[str, str]:
-    """Write the board's tables as CSV, those that `Leaderboard.write` has too with the same bytes."""
-    patients = board.patients.add_prefix("r_patient_").reset_index(drop=True)
-    frames = {
-        "leaderboard.csv": board.models.reset_index(drop=True).join(patients),
-        "per_gene.csv": board.genes,
-        "patients.csv": board.patients.reset_index(),
-        "comparisons.csv": board.comparisons,
-    }
-    return {name: frame.to_csv(index=False, float_format="%.6f", lineterminator="\n") for name, frame in frames.items()}
 
 
 def _page(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str]) -> str:
@@ -117,15 +105,7 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _contents(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the sections of the page in their order, and the data their scripts read."""
-    plots: dict[str, dict[str, Any]] = {
-        "scores": figures.scores_figure(view),
-        "genes-spread": figures.distribution_figure(view),
-    }
-    plots["heat"] = figures.heat_map(view)
-    if view.has_ceiling:
-        plots["ceiling"] = figures.ceiling_figure(view)
-    if view.pairs:
-        plots["auxiliary"] = figures.pairs_figure(view)
+    plots = figures.board_figures(view)
     pickers = {
         "ceiling": view.names[: figures.SCATTERED_MODELS],
         "auxiliary": [view.names[pair.added] for pair in view.pairs],

@@ -17,6 +17,8 @@ __all__ = [
     "FIGURE_MODELS",
     "POINTS",
     "SCATTERED_MODELS",
+    "as_plotly",
+    "board_figures",
     "ceiling_figure",
     "distribution_figure",
     "evenly",
@@ -43,6 +45,31 @@ def library() -> str:
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
+
+
+def board_figures(view: BoardView) -> dict[str, dict[str, Any]]:
+    """Return the figures a board has, as plain JSON values, by the name of their place on the page."""
+    plots = {"scores": scores_figure(view), "genes-spread": distribution_figure(view), "heat": heat_map(view)}
+    if view.has_ceiling:
+        plots["ceiling"] = ceiling_figure(view)
+    if view.pairs:
+        plots["auxiliary"] = pairs_figure(view)
+    return plots
+
+
+def as_plotly(figure: dict[str, Any]) -> Any:
+    """Return a figure as a plotly object that stands alone, its rows named: for notebooks and dashboards.
+
+    Args:
+        figure: One of `board_figures`.
+    """
+    import plotly.graph_objects as go
+
+    alone = go.Figure(figure)
+    rows = (figure["layout"].get("meta") or {}).get("names")
+    if rows:
+        alone.update_yaxes(ticktext=rows, tickvals=list(range(len(rows))))
+    return alone
 
 
 def evenly(n: int, most: int) -> Array:
