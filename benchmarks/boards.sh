@@ -17,4 +17,11 @@ for cohort in "${cohorts[@]}"; do
       "$stexpr" train "$cohort" "model.backbone=$backbone" "model.auxiliary.weight=$weight" --runs "runs/$cohort"
     done
   done
+  results=benchmarks/results/$cohort
+  "$stexpr" evaluate "runs/$cohort"
+  "$stexpr" evaluate "runs/$cohort" --protocol all > "$results/inflation.md"
+  "$stexpr" leaderboard "runs/$cohort" -o "$results"
+  "$stexpr" leaderboard "runs/$cohort" -o "boards/$cohort" --html # the page shows the tissue, so it stays out of the repository
+  "$stexpr" audit "cohorts/$cohort" -o "$results/audit.json"
 done
+.venv/bin/python benchmarks/tables.py # writes the tables in benchmarks/README.md

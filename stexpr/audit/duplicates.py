@@ -136,8 +136,8 @@ def _orientations(images: Float32[Array, "S 32 32"]) -> Iterator[Float32[Array, 
 def _agreement(first: Float32[Array, "N 32 32"], second: Float32[Array, "N 32 32"]) -> Float[Array, "N"]:
     """Correlate two images in units of their local contrast.
 
-    So every part of a patch counts alike, and two patches that merely have the edge of the tissue, or of a blacked-out
-    background, at the same place do not agree.
+    So every part of a patch counts alike, and two patches that merely are dark and bright in the same places, as at a rim
+    of tissue, do not agree. A mask painted over two images with the very same outline would.
     """
     a, b = (_contrast(images) for images in (first, second))
     norm = np.sqrt(np.einsum("np,np->n", a, a) * np.einsum("np,np->n", b, b))

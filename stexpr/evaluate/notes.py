@@ -32,16 +32,16 @@ def network_notes(
     if not networks:
         return []
     leader, difference, _ = networks[0]
-    notes = [_against_ridge(networks, ridge), *_over_patients(leader, ridge, comparisons)]
+    verdict = _against_ridge(networks, ridge)
     above = {label: r for label, r in imageless.items() if r >= ridge_r + difference}
     if above:
         named = " and ".join(f"{label} ({r:.3f})" for label, r in above.items())
-        notes.append(
-            f"Without any image, {named} reaches the r of the best network ({ridge_r + difference:.3f}) or more: part of what "
+        verdict += (
+            f" Without any image, {named} reaches the r of the best network ({ridge_r + difference:.3f}) or more: part of what "
             "image models show here may be depth or layout that follows the tissue. Depth only reads the measured depth of the "
             "test spots, which no image model can; compare r at like depth."
         )
-    return notes
+    return [verdict, *_over_patients(leader, ridge, comparisons)]
 
 
 def gene_notes(left_out: pd.DataFrame, constant: Mapping[str, tuple[int, int]]) -> list[str]:

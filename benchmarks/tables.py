@@ -1,0 +1,98 @@
+"""Write the tables of benchmarks/README.md from the files in results/; with --check, only tell whether they are up to date.
+
+    .venv/bin/python benchmarks/tables.py [--check]
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced, the rest is written by hand.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from stexpr.evaluate.markdown import number, table
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def models(cohort: str) -> str:
+    """Models with r, ceiling and what stands beside r."""
+    rows = []
+    for row in pd.read_csv(RESULTS / cohort / "leaderboard.csv").to_dict("records"):
+        name = row["model"] if row["kind"] == "network" else f"*{row['model']}*"
+        bounds = "–" if pd.isna(row["r_low"]) else f"{number(row['r_low'])} to {number(row['r_high'])}"
+        rank = "–" if pd.isna(row["rank"]) else f"{row['rank']:.0f}"
+        epochs = "–" if pd.isna(row["epochs"]) else row["epochs"]
+        spatial = "–" if pd.isna(row["genes_spatial"]) else f"{row['genes_spatial']:.0f}"
+        beside = [number(row[key]) for key in ("r_over_ceiling", "r_within_depth", "rmse", "r2", "slope")]
+        rows.append([rank, name, number(row["r"]), bounds, *beside, spatial, str(epochs), f"{row['minutes']:.1f}"])
+    header = ["rank", "model", "r", "interval", "r / ceiling", "r at like depth", "RMSE", "R²", "slope"]
+    return table([*header, "beyond smoothness", "epochs", "minutes"], rows)
+
+
+def patients(cohort: str) -> str:
+    """r by patient."""
+    frame = pd.read_csv(RESULTS / cohort / "patients.csv")
+    return table(list(frame), [[row[0], *(number(value) for value in row[1:])] for row in frame.to_numpy().tolist()])
+
+
+def notes(cohort: str) -> str:
+    """The notes of the board, as they stand there."""
+    text = (RESULTS / cohort / "leaderboard.md").read_text(encoding="utf-8")
+    return text.partition("## Notes\n\n")[2].strip()
+
+
+def ceilings(cohort: str) -> str:
+    """Noise ceilings over genes, and how many genes noise hides."""
+    genes = pd.read_csv(RESULTS / cohort / "per_gene.csv")
+    words = []
+    for column, name in (("ceiling", "noise ceiling"), ("ceiling_depth_blind", "depth-blind ceiling")):
+        low, middle, high = genes[column].quantile([0.1, 0.5, 0.9])
+        words.append(f"{name}: median {middle:.3f} over {len(genes)} genes (10th to 90th percentile {low:.3f} to {high:.3f})")
+    return f"{'; '.join(words)}; {int(genes['unpredictable'].sum())} genes below .1."
+
+
+def inflation(cohort: str) -> str:
+    """The same predictions under all protocols."""
+    text = (RESULTS / cohort / "inflation.md").read_text(encoding="utf-8")
+    return text.partition("\n\n")[2].strip()
+
+
+def speed(_: str) -> str:
+    """The measured ratios of the metrics."""
+    rows = []
+    for row in json.loads((RESULTS / "speed-metrics.json").read_text(encoding="utf-8")):
+        figures = [f"{row[key]:,.0f}" if row[key] >= 100 else f"{row[key]:.3g}" for key in ("ours", "peer", "ratio")]
+        rows.append([f"`{row['path']}`", *figures, f"{row['bar']:g}"])
+    return table(["path", "ours, s", "scipy loop, s", "times as fast", "must reach"], rows)
+
+
+WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed)}
+
+
+def written(text: str) -> str:
+    """Return the README with its tables made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        cohort, _, name = match["name"].rpartition("-")
+        return f"{match[1]}{WRITERS[name](cohort)}\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def main() -> int:
+    path = HERE / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = written(before)
+    if "--check" in sys.argv[1:]:
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
