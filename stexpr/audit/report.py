@@ -22,13 +22,11 @@ from stexpr.config import load_study
 from stexpr.data.manifest import MANIFEST
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, StexprError
-from stexpr.evaluate.records import RECORD, Run, Runs, read_record, read_records
+from stexpr.evaluate.records import CONFIG, RECORD, Run, Runs, read_record, read_records
 from stexpr.models.baselines import color_features
 from stexpr.types import Progress, silent
 
 __all__ = ["audit", "audit_cohort", "duplicate_findings", "identity_finding", "registration_finding"]
-
-CONFIG = "config.yaml"
 
 
 def audit(path: str | Path, *, cohort: str | Path | None = None, progress: Progress = silent) -> Audit:

@@ -14,12 +14,11 @@ from stexpr.config import StudyConfig, load_study
 from stexpr.data.splits import Fold, read_folds
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, LeakageError, StexprError
-from stexpr.evaluate.records import Record, read_record
+from stexpr.evaluate.records import CONFIG, FOLDS, MODEL, PREDICTIONS, Record, read_predictions, read_record
 from stexpr.models.export import LoadedModel, load_model
 
 __all__ = ["audit_run"]
 
-CONFIG, FOLDS, MODEL, PREDICTIONS = "config.yaml", "folds.json", "model", "predictions.h5ad"
 _NEED_FOLD = ("protocol", "tested spots", "panel", "statistics", "provenance")
 
 
@@ -86,8 +85,6 @@ def _findings(folder: Path, record: Record, cohort: PreparedCohort) -> list[Find
 
 def _contents(folder: Path) -> tuple[LoadedModel | None, Any, list[Finding]]:
     """Read model and predictions where they are; what cannot be read is a finding."""
-    import anndata
-
     model: LoadedModel | None = None
     predictions = None
     unread = []
@@ -97,9 +94,9 @@ def _contents(folder: Path) -> tuple[LoadedModel | None, Any, list[Finding]]:
         except StexprError as err:
             unread.append(not_done("model", str(err), "flag"))
     try:
-        predictions = anndata.read_h5ad(folder / PREDICTIONS)
-    except Exception as err:  # h5py and anndata raise many kinds for a damaged file
-        unread.append(not_done("predictions", f"{folder / PREDICTIONS} cannot be read ({err})", "flag"))
+        predictions = read_predictions(folder)
+    except DataError as err:
+        unread.append(not_done("predictions", str(err), "flag"))
     return model, predictions, unread
 
 

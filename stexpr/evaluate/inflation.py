@@ -16,7 +16,7 @@ from stexpr.evaluate.lineup import complete_models
 from stexpr.evaluate.markdown import number, table
 from stexpr.evaluate.protocol import check_comparable
 from stexpr.evaluate.records import Run
-from stexpr.evaluate.rescore import read_predictions, rescore, scoring_protocol
+from stexpr.evaluate.rescore import fold_predictions, rescore, scoring_protocol
 from stexpr.types import Progress, silent
 
 __all__ = ["Inflation", "inflation"]
@@ -113,7 +113,7 @@ def inflation(
 def _model_rows(
     label: str, seeds: Mapping[int, list[Run]], protocols: Mapping[str, ProtocolConfig], left_out: dict[str, str]
 ) -> list[dict[str, Any]]:
-    by_seed = [[read_predictions(run) for run in runs] for runs in seeds.values()]
+    by_seed = [[fold_predictions(run) for run in runs] for runs in seeds.values()]
     rows = []
     for name, protocol in protocols.items():
         try:

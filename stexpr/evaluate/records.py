@@ -17,10 +17,14 @@ from stexpr.config import Strict, content_hash, validated
 from stexpr.config.files import write_whole
 from stexpr.errors import ConfigError, DataError
 
-__all__ = ["Record", "Run", "Runs", "Value", "read_record", "read_records", "versions", "write_record"]
+__all__ = ["Record", "Run", "Runs", "Value", "read_predictions", "read_record", "read_records", "versions", "write_record"]
 
 FORMAT: Final = 1
 RECORD = "record.json"
+PREDICTIONS = "predictions.h5ad"
+CONFIG = "config.yaml"
+FOLDS = "folds.json"
+MODEL = "model"
 PACKAGES = ("stexpr", "torch", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 
 Plain: TypeAlias = dict[str, JsonValue]
@@ -152,6 +156,30 @@ class Runs:
             key = (record.task, record.protocol_hash, record.cohort.hash, record.split_hash)
             groups.setdefault(key, []).append(run)
         return groups
+
+
+def read_predictions(folder: Path, *, backed: bool = False) -> Any:
+    """Read the predictions of a run.
+
+    Args:
+        folder: The run.
+        backed: Leave the matrices on disk; the caller closes `.file`.
+
+    Returns:
+        An AnnData, as `inference.predictions_anndata` makes it.
+
+    Raises:
+        DataError: The file is missing or unreadable.
+    """
+    import anndata
+
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        raise DataError(f"{folder} lacks {PREDICTIONS}; delete the folder and train again")
+    try:
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+    except Exception as err:  # h5py and anndata raise many kinds for a damaged file
+        raise DataError(f"{path} cannot be read ({err}); delete the folder and train again") from err
 
 
 def write_record(folder: Path, record: Record) -> Path:

@@ -21,12 +21,12 @@ from stexpr.data.geometry import neighborhood_mean
 from stexpr.errors import DataError, ProtocolError
 from stexpr.evaluate.aggregate import METRICS, Aggregate, aggregate
 from stexpr.evaluate.metrics import constant_per_gene, pearson_per_gene, spearman_per_gene
-from stexpr.evaluate.records import Run
+from stexpr.evaluate.records import PREDICTIONS, Run, read_predictions
 from stexpr.evaluate.score import POOLED
 from stexpr.panel import ExpressionTransform, fit_panel
 from stexpr.types import COUNTS
 
-__all__ = ["FoldPredictions", "read_predictions", "rescore", "scoring_protocol"]
+__all__ = ["FoldPredictions", "fold_predictions", "rescore", "scoring_protocol"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,20 +59,15 @@ def scoring_protocol(name: str | Path) -> ProtocolConfig:
     return load_protocol(name, {"name": str(name), "split": {"rule": "leave_one_patient_out"}})
 
 
-def read_predictions(run: Run) -> FoldPredictions:
+def fold_predictions(run: Run) -> FoldPredictions:
     """Read the predictions of a run.
 
     Raises:
         DataError: They are missing, or of a version that did not keep counts.
     """
-    import anndata
-
-    path = run.folder / "predictions.h5ad"
-    if not path.is_file():
-        raise DataError(f"{run.folder} lacks {path.name}; delete the folder and train again")
-    adata = anndata.read_h5ad(path)
+    adata = read_predictions(run.folder)
     if COUNTS not in adata.layers:
-        raise DataError(f"{path} holds no counts, which other protocols need; delete the folder and train again")
+        raise DataError(f"{run.folder / PREDICTIONS} holds no counts, which other protocols need; train the fold again")
     spots = adata.obs[["section", "patient", "x_um", "y_um", "library"]].reset_index(drop=True)
     return FoldPredictions(
         tuple(map(str, adata.var_names)),

@@ -8,9 +8,8 @@ import pandas as pd
 
 from stexpr.errors import DataError
 from stexpr.evaluate.gene_scores import SCORING
-from stexpr.evaluate.records import RECORD, Record, read_record, write_record
+from stexpr.evaluate.records import PREDICTIONS, RECORD, Record, read_predictions, read_record, write_record
 from stexpr.evaluate.score import BOOTSTRAP_FILE, PER_GENE_FILE, Pooling, Scores, read_per_gene, score
-from stexpr.train.folder import PREDICTIONS
 from stexpr.types import Progress, silent
 
 TOLERANCE = 1e-9
@@ -39,17 +38,8 @@ def evaluate_runs(folder: Path, *, refresh: bool = False, progress: Progress = s
 
 
 def _scored(run: Path) -> tuple[Record, Scores]:
-    import anndata
-
     record = read_record(run)
-    path = run / PREDICTIONS
-    if not path.is_file():
-        raise DataError(f"{run} lacks {PREDICTIONS}; delete the folder and train again")
-    try:
-        predictions = anndata.read_h5ad(path)
-    except Exception as err:  # h5py and anndata raise many kinds for a damaged file
-        raise DataError(f"{path} cannot be read ({err}); delete the folder and train again") from err
-    return record, score(predictions, pooling=cast(Pooling, record.protocol["pooling"]))
+    return record, score(read_predictions(run), pooling=cast(Pooling, record.protocol["pooling"]))
 
 
 def _refresh(run: Path) -> str:

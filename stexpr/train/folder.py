@@ -12,12 +12,12 @@ import yaml
 from stexpr.config import StudyConfig
 from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
+from stexpr.evaluate.records import CONFIG as CONFIG
+from stexpr.evaluate.records import FOLDS as FOLDS
+from stexpr.evaluate.records import MODEL as MODEL
+from stexpr.evaluate.records import PREDICTIONS as PREDICTIONS
 
-PREDICTIONS = "predictions.h5ad"
 METRICS = "metrics.jsonl"
-CONFIG = "config.yaml"
-FOLDS = "folds.json"
-MODEL = "model"
 MAPS = "maps"
 
 

@@ -103,16 +103,6 @@ def test_blank_patches_are_told_from_tissue():
     assert textured(thumbnails(tissue(5, 3))).all()
 
 
-def test_like_shading_is_no_duplicate(clean: PreparedCohort):
-    """Patches that are dark and bright in the same places have like hashes; what they show is not the same."""
-    shading = gaussian_filter(np.random.default_rng(8).normal(size=(64, 64, 1)), (7, 7, 0)) * 1200
-    images = [thumbnails(np.clip(120 + shading + (tissue(81, seed) - 130.0) / 4, 0, 255).astype(np.uint8)) for seed in (6, 7)]
-    bits = [perceptual_bits(own) for own in images]
-    assert ((99 - bits[0] @ bits[1].T) / 2 <= 20).sum() > 50
-    assert all(textured(own).all() for own in images)
-    assert duplicate_patches(clean, [Thumbnails("a1", images[0]), Thumbnails("b1", images[1])]) == ([], 0)
-
-
 def test_all_orientations_are_searched_and_only_across_sections(clean: PreparedCohort):
     images = thumbnails(tissue(81, 4))
     turned = images.copy()

@@ -46,9 +46,10 @@ def make_predictions(
     predictions.var["training_mean"] = np.float32(2)
     rng = np.random.default_rng(seed)
     library = rng.lognormal(np.log(20_000), 0.3, len(predictions)).round()
-    predictions.obs["library"] = library
     rate = np.expm1(np.maximum(predictions.layers["measured"], 0)) * library[:, None] / 1e4
-    predictions.layers["counts"] = sp.csr_matrix(rng.poisson(rate).astype(np.float32))
+    counts = rng.poisson(rate)
+    predictions.obs["library"] = np.maximum(library, counts.sum(axis=1))
+    predictions.layers["counts"] = sp.csr_matrix(counts.astype(np.float32))
     predictions.uns["stexpr"] = json.dumps({"protocol": ProtocolConfig().decisive(), "n_genes": 1000})
     return predictions
 

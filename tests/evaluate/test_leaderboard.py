@@ -84,7 +84,7 @@ def test_written_twice_the_texts_are_the_same_bytes(write_runs: Write, tmp_path:
     runs = write_runs()
     leaderboard(runs).write(tmp_path / "one")
     leaderboard(runs[::-1]).write(tmp_path / "two")
-    names = ["comparisons.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.png", "per_gene.csv"]
+    names = ["comparisons.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.png", "patients.csv", "per_gene.csv"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -397,4 +397,7 @@ def test_a_baseline_without_any_image_that_leads_is_named(write_runs: Write) -> 
     assert " Without any image, depth only (0." in board.notes[0]
     assert "reads the measured depth of the test spots" in board.notes[0]
     assert board.genes["tiny"].is_monotonic_decreasing  # genes stay in the order of the best network
+
+
+def test_baselines_without_an_image_that_do_not_lead_are_not_named(write_runs: Write) -> None:
     assert not any("Without any image" in note for note in leaderboard(write_runs(folds=2)).notes)

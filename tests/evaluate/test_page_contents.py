@@ -348,7 +348,7 @@ def test_maps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     run = write_predictions(tmp_path / "good", make_predictions())
     with pytest.raises(DataError, match="no runs of the model 'tinny'; did you mean 'tiny'"):
         load_maps({"tiny": [run]}, None, models=["tinny"])
-    with pytest.raises(DataError, match=r"predictions\.h5ad is missing"):
+    with pytest.raises(DataError, match=r"lacks predictions\.h5ad"):
         load_maps({"tiny": [Run(tmp_path / "absent", run.record)]}, None, models=["tiny"])
     fewer = write_predictions(tmp_path / "fewer", make_predictions()[5:].copy())
     with pytest.raises(DataError, match="other and tiny were not tested on the same spots"):

@@ -14,7 +14,7 @@ from stexpr.errors import ConfigError, DataError, ProtocolError
 from stexpr.evaluate.inflation import inflation
 from stexpr.evaluate.leaderboard import leaderboard
 from stexpr.evaluate.records import Run
-from stexpr.evaluate.rescore import FoldPredictions, read_predictions, rescore, scoring_protocol
+from stexpr.evaluate.rescore import FoldPredictions, fold_predictions, rescore, scoring_protocol
 from stexpr.evaluate.score import score
 from stexpr.panel import ExpressionTransform
 
@@ -148,7 +148,7 @@ def test_predictions_of_older_versions_are_refused(runs: list[Run], tmp_path: Pa
     del old.layers["counts"]
     old.write_h5ad(path)
     with pytest.raises(DataError, match="holds no counts, which other protocols need"):
-        read_predictions(runs[0])
+        fold_predictions(runs[0])
     path.unlink()
     with pytest.raises(DataError, match=r"lacks predictions\.h5ad"):
         inflation(runs[0].folder.parent)

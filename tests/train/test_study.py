@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from stexpr.config import BASELINES, StudyConfig
 from stexpr.data.splits import read_folds
 from stexpr.data.store import PreparedCohort
-from stexpr.errors import ConfigError, DataError, GeneError, TrainingError
+from stexpr.errors import ConfigError, DataError, GeneError, LeakageError, TrainingError
 from stexpr.evaluate.records import read_record
 from stexpr.train.evaluate import evaluate_runs
 from stexpr.train.folder import write_config
@@ -74,6 +74,22 @@ def test_what_is_done_is_not_done_again(study: Study, tmp_path: Path):
     assert run_study(config, tmp_path / "runs", report=said.append) == runs
     assert stamps == [(run / "record.json").stat().st_mtime_ns for run in runs]
     assert all("done before" in line for line in said)
+
+
+def test_one_spot_under_two_patients_is_refused_before_anything_is_trained(study: Study, tmp_path: Path):
+    from conftest import write_raw_cohort, write_raw_section
+
+    from stexpr.data.cards import load_card
+    from stexpr.data.prepare import prepare
+
+    card = write_raw_cohort(tmp_path / "raw", {"a1": "a", "b1": "b", "c1": "c"})
+    write_raw_section(card.parent, "c1", 0)  # the same tissue as a1, under another patient
+    loaded = load_card(card)
+    assert loaded.prepare is not None
+    prepare(loaded, card.parent, tmp_path / "cohort", loaded.prepare)
+    with pytest.raises(LeakageError, match=r"identical counts train and test in fold 0: .*a1.*c1"):
+        run_study(study(f"cohort={tmp_path / 'cohort'}"), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_studies_of_one_protocol_share_their_baselines(study: Study, tmp_path: Path):
@@ -314,9 +330,12 @@ def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path)
 
 
 def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, small_cohort: Path, monkeypatch):
-    """While weights, panel, scaler and epoch are fitted, no count and no patch of the test patient is read."""
+    """While weights, panel, scaler and epoch are fitted, no count and no patch of the test patient is read.
+
+    Before that the audit reads the counts of all sections, for spots that stand on two sides.
+    """
     read: list[str] = []
-    fitting = [True]
+    fitting = [False]
     for method in ("counts", "patches", "patch_reader", "spots"):
         original = getattr(PreparedCohort, method)
 
@@ -327,7 +346,16 @@ def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, sm
 
         monkeypatch.setattr(PreparedCohort, method, spy)
     from stexpr.train import run as module
+    from stexpr.train import study as studies
 
+    audit = studies.check_before_training
+
+    def audited(*args):
+        notes = audit(*args)
+        fitting[0] = True
+        return notes
+
+    monkeypatch.setattr(studies, "check_before_training", audited)
     training = module.NetworkTraining.run
 
     def trained(self, *args, **kwargs):

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stexpr.config import StudyConfig
-from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
+from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror, log_board
 
 PER_GENE = pd.DataFrame({"gene": ["A", "B"], "pearson": [0.5, None]})
 
@@ -60,3 +62,42 @@ def test_training_outlives_its_mirror(tmp_path: Path, monkeypatch: pytest.Monkey
         tracker = mirror(tmp_path, monkeypatch, mode="no-such-mode")
     tracker.log({"epoch": 1})
     tracker.finish({}, PER_GENE, [], None)
+
+
+def test_a_board_is_logged_with_its_tables_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    models = pd.DataFrame(
+        {
+            "rank": pd.array([1, 2, None], dtype="Int64"),
+            "model": ["tiny", "tiny + aux", "training mean"],
+            "kind": ["network", "network", "baseline"],
+            "r": [0.4, 0.3, np.nan],
+            "r_low": [0.3, 0.2, np.nan],
+            "r_high": [0.5, 0.4, np.nan],
+            "interval": ["95 %", "95 %", None],
+            "n_patients": 2,
+            "n_sections": 2,
+            "n_spots": 100,
+            "ceiling": 0.6,
+        }
+    )
+    r = {"tiny": [0.5, 0.3], "tiny + aux": [0.4, 0.2], "training mean": [np.nan, np.nan]}
+    board = Leaderboard(
+        title="planted, protocol stexpr",
+        card=[("Protocol", "stexpr")],
+        models=models,
+        patients=pd.DataFrame({"A": [0.4, 0.3, np.nan]}, index=pd.Index(models["model"], name="model")),
+        genes=pd.DataFrame({"rank": [1, 2], "gene": ["G1", "G2"], "n_patients": 2, "ceiling": [0.6, 0.5], **r}),
+        comparisons=pd.DataFrame({"a": ["tiny"], "b": ["tiny + aux"], "difference": [0.1]}),
+        notes=[],
+    )
+    said = log_board(board, "boards", tmp_path)
+    assert said.startswith("logged to ")
+    assert "wandb sync" in said
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    media = {path.name.split("_")[0] for path in run.glob("files/media/**/*.json")}
+    assert {"leaderboard", "per", "comparisons", "scores", "genes-spread", "heat", "ceiling", "auxiliary"} <= media
+    (log,) = run.glob("*.wandb")
+    content = log.read_bytes()
+    for expected in (b"leaderboard", b"figures/scores", b"planted, protocol stexpr"):
+        assert expected in content

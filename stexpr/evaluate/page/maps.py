@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from stexpr.data.manifest import section_files
 from stexpr.data.store import PreparedCohort, open_h5
 from stexpr.errors import DataError, ProtocolError, nearest
-from stexpr.evaluate.records import Run
+from stexpr.evaluate.records import Run, read_predictions
 from stexpr.types import MEASURED, SPATIAL
 
 __all__ = ["SectionMap", "load_maps"]
@@ -154,21 +154,9 @@ def _check_cohort(chosen: Mapping[str, Sequence[Run]], cohort: PreparedCohort | 
         )
 
 
-def _open(folder: Path, backed: bool) -> Any:
-    import anndata
-
-    path = folder / "predictions.h5ad"
-    try:
-        return anndata.read_h5ad(path, backed="r" if backed else None)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing, so the page has no maps of this run; train the fold again") from None
-    except (OSError, KeyError) as err:
-        raise DataError(f"cannot read {path}: {err}; train the fold again") from err
-
-
 def _outline(folder: Path) -> tuple[dict[str, int], list[str]]:
     """Return the spots of each section and the genes, without reading a matrix."""
-    predictions = _open(folder, backed=True)
+    predictions = read_predictions(folder, backed=True)
     try:
         sections = predictions.obs["section"].astype(str)
         return {name: int((sections == name).sum()) for name in dict.fromkeys(sections)}, list(predictions.var_names)
@@ -177,7 +165,7 @@ def _outline(folder: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _read(folder: Path, genes: Sequence[str], shown: frozenset[str]) -> dict[str, _Part]:
-    predictions = _open(folder, backed=False)
+    predictions = read_predictions(folder)
     held = set(predictions.var_names)
     names = tuple(gene for gene in genes if gene in held)
     columns = predictions.var_names.get_indexer(list(names))

@@ -9,7 +9,7 @@ from stexpr.evaluate.leaderboard import Leaderboard, leaderboard, runs_of_board
 from stexpr.evaluate.lineup import complete_models
 from stexpr.evaluate.page.build import write_page
 from stexpr.evaluate.page.maps import load_maps
-from stexpr.evaluate.records import Run
+from stexpr.evaluate.records import CONFIG, Run
 from stexpr.types import Progress, silent
 
 __all__ = ["publish"]
@@ -70,7 +70,7 @@ def _cohort(images: Path | None, runs: Sequence[Run]) -> tuple[PreparedCohort | 
     from stexpr.config import load_study
 
     try:
-        place = images or load_study(runs[0].folder / "config.yaml").cohort
+        place = images or load_study(runs[0].folder / CONFIG).cohort
         found = PreparedCohort.open(place)
     except StexprError as err:
         if images is not None:
