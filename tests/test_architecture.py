@@ -17,7 +17,6 @@ FLOORS = [
     {"data", "models"},
     {"inference"},
     {"evaluate"},
-    {"audit"},
     {"engines"},
     {"train"},
     {"tl", "pl"},

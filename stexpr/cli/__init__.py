@@ -140,7 +140,7 @@ def audit(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the findings as JSON.")] = None,
 ) -> None:
     """Look for leakage, duplicates and misplaced spots; exit code 1 when test data leaked."""
-    from stexpr.audit.report import audit as look
+    from stexpr.evaluate.audit.report import audit as look
 
     with terminal.bar() as progress:
         found = look(path, cohort=cohort, progress=progress)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from stexpr.audit.leakage import check_before_training
 from stexpr.config import BASELINES, NetworkConfig, StudyConfig, content_hash
 from stexpr.data.splits import Fold, make_folds
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError, ProtocolError
+from stexpr.evaluate.audit.leakage import check_before_training
 from stexpr.train.checkpoint import stop_on_signals
 from stexpr.train.run import run_fold, window_px
 from stexpr.types import Progress, silent

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from raw_sections import write_raw_cohort, write_raw_section
 from safetensors.numpy import load_file
 
 from stexpr.config import BASELINES, StudyConfig
@@ -77,8 +78,6 @@ def test_what_is_done_is_not_done_again(study: Study, tmp_path: Path):
 
 
 def test_one_spot_under_two_patients_is_refused_before_anything_is_trained(study: Study, tmp_path: Path):
-    from conftest import write_raw_cohort, write_raw_section
-
     from stexpr.data.cards import load_card
     from stexpr.data.prepare import prepare
 

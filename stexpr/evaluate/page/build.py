@@ -10,13 +10,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-import stexpr
 from stexpr.config.files import write_whole
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.page import figures, tables, words
 from stexpr.evaluate.page.maps import SectionMap
 from stexpr.evaluate.page.payload import json_text, maps_payload
 from stexpr.evaluate.page.view import BoardView, board_view
+from stexpr.evaluate.records import versions
 
 __all__ = ["write_page"]
 
@@ -86,7 +86,7 @@ def _page(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str])
         "theme": theme,
         "plotly": plotly,
         "script": script,
-        "version": escape(stexpr.__version__),
+        "version": escape(versions(["stexpr"])["stexpr"]),
     }
     return Template(_own("page.html")).substitute(values)
 

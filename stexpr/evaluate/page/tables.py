@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from stexpr.evaluate.markdown import BEYOND
 from stexpr.evaluate.page.view import BoardView
 
 __all__ = ["MODELS_ID", "bundle", "comparisons_table", "genes_data", "models_table"]
@@ -39,12 +40,8 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "Depth": {"r_within_depth": "r at like depth", "ceiling_depth_blind": "depth-blind ceiling"},
     "r pooled": {"r_pooled": "over all spots", "r_within": "within patients", "r_between": "between patients"},
     "Maps": {
-        "ssim": "SSIM",
-        "bivariate_moran": "bivariate Moran",
-        "moran_predicted": "Moran, predicted",
-        "moran_measured": "Moran, measured",
-        "domain_ari": "domains ARI",
-        "domain_nmi": "domains NMI",
+        name: BEYOND[name]
+        for name in ("ssim", "bivariate_moran", "moran_predicted", "moran_measured", "domain_ari", "domain_nmi")
     },
     "Training": {
         "n_seeds": "seeds",

@@ -10,10 +10,10 @@ from planted_sections import N_GENES, Raw
 from scipy.ndimage import gaussian_filter
 from skimage.transform import downscale_local_mean
 
-from stexpr.audit.content import alike_expression, identical_counts, spot_keys
-from stexpr.audit.duplicates import Thumbnails, duplicate_patches, perceptual_bits, textured, thumbnails
-from stexpr.audit.identity import SectionColors, section_identity
 from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.audit.content import alike_expression, identical_counts, spot_keys
+from stexpr.evaluate.audit.duplicates import Thumbnails, duplicate_patches, perceptual_bits, textured, thumbnails
+from stexpr.evaluate.audit.identity import SectionColors, section_identity
 
 
 def tissue(n: int, seed: int, side: int = 64) -> np.ndarray:

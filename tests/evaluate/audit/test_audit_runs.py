@@ -13,15 +13,15 @@ import torch
 import yaml
 from planted_sections import trained
 
-from stexpr.audit.findings import Finding
-from stexpr.audit.leakage import check_before_training, check_sides
-from stexpr.audit.report import audit
-from stexpr.audit.runs import audit_run
 from stexpr.config import StudyConfig, content_hash
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, read_folds
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, LeakageError
+from stexpr.evaluate.audit.findings import Finding
+from stexpr.evaluate.audit.leakage import check_before_training, check_sides
+from stexpr.evaluate.audit.report import audit
+from stexpr.evaluate.audit.runs import audit_run
 from stexpr.evaluate.records import read_record, read_records
 from stexpr.models.export import load_model, save_model
 from stexpr.models.objectives import make_objective

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float64
 
-from stexpr.audit.findings import Finding, not_done
 from stexpr.config import PanelConfig, StudyConfig, content_hash
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.audit.findings import Finding, not_done
 from stexpr.evaluate.records import Record
 from stexpr.models.export import LoadedModel
 from stexpr.models.objectives import Objective, make_objective

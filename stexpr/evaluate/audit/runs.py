@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from stexpr.audit.findings import Finding, not_done
-from stexpr.audit.fitted import check_panel, check_statistics
-from stexpr.audit.leakage import check_sides
 from stexpr.config import StudyConfig, load_study
 from stexpr.data.splits import Fold, read_folds
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, LeakageError, StexprError
+from stexpr.evaluate.audit.findings import Finding, not_done
+from stexpr.evaluate.audit.fitted import check_panel, check_statistics
+from stexpr.evaluate.audit.leakage import check_sides
 from stexpr.evaluate.records import CONFIG, FOLDS, MODEL, PREDICTIONS, Record, read_predictions, read_record
 from stexpr.models.export import LoadedModel, load_model
 

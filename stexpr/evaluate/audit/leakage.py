@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from stexpr.audit.content import MIN_GENES, identical_counts, repeated_barcodes
-from stexpr.audit.findings import Finding, Overlap
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import LeakageError
+from stexpr.evaluate.audit.content import MIN_GENES, identical_counts, repeated_barcodes
+from stexpr.evaluate.audit.findings import Finding, Overlap
 
 __all__ = [
     "check_barcodes",

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from stexpr.audit.findings import Overlap
 from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.audit.findings import Overlap
 from stexpr.models.baselines import CHUNK
 from stexpr.types import Progress, silent
 

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from planted_sections import MARGIN, PITCH, Raw
 
-from stexpr.audit.duplicates import MAX_BITS, Thumbnails, perceptual_bits, thumbnails
-from stexpr.audit.findings import Finding
-from stexpr.audit.registration import section_registration
-from stexpr.audit.report import audit, audit_cohort, duplicate_findings, registration_finding
 from stexpr.data.manifest import read_manifest, stored_file, write_manifest
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
+from stexpr.evaluate.audit.duplicates import MAX_BITS, Thumbnails, perceptual_bits, thumbnails
+from stexpr.evaluate.audit.findings import Finding
+from stexpr.evaluate.audit.registration import section_registration
+from stexpr.evaluate.audit.report import audit, audit_cohort, duplicate_findings, registration_finding
 
 DUPLICATES = ["patient names", "sections", "barcodes", "spots", "patches"]
 CLEAN = dict.fromkeys(DUPLICATES, "passed")

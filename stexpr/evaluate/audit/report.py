@@ -1,6 +1,6 @@
 """The audit of a cohort, a run or a folder of runs.
 
-from stexpr.audit.report import audit
+from stexpr.evaluate.audit.report import audit
 audit(Path("cohorts/mob")).leaks
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from stexpr.audit.content import alike_expression, identical_counts, repeated_barcodes
-from stexpr.audit.duplicates import Thumbnails, duplicate_patches, thumbnails
-from stexpr.audit.findings import Audit, Finding, not_done
-from stexpr.audit.identity import SectionColors, section_identity
-from stexpr.audit.leakage import check_barcodes, check_patches, check_patient_names, check_sections, check_spots
-from stexpr.audit.registration import Registration, section_registration
-from stexpr.audit.runs import audit_run
 from stexpr.config import load_study
 from stexpr.data.manifest import MANIFEST
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, StexprError
+from stexpr.evaluate.audit.content import alike_expression, identical_counts, repeated_barcodes
+from stexpr.evaluate.audit.duplicates import Thumbnails, duplicate_patches, thumbnails
+from stexpr.evaluate.audit.findings import Audit, Finding, not_done
+from stexpr.evaluate.audit.identity import SectionColors, section_identity
+from stexpr.evaluate.audit.leakage import check_barcodes, check_patches, check_patient_names, check_sections, check_spots
+from stexpr.evaluate.audit.registration import Registration, section_registration
+from stexpr.evaluate.audit.runs import audit_run
 from stexpr.evaluate.records import CONFIG, RECORD, Run, Runs, read_record, read_records
 from stexpr.models.baselines import color_features
 from stexpr.types import Progress, silent

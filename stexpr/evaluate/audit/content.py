@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float32, UInt64
 from scipy.special import gammaln
 
-from stexpr.audit.findings import Overlap
 from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.audit.findings import Overlap
 from stexpr.panel import ExpressionTransform
 from stexpr.types import Progress, silent
 
