@@ -69,13 +69,17 @@ class Unit:
 def transform_of(predictions: Any) -> ExpressionTransform | None:
     """Return the unit of a predictions file, None where a count-splitting ceiling has no meaning in it.
 
-    That is where the file does not say, and where the measured values were smoothed or normalized over the panel alone.
+    That is where the file does not say all of it, and where the measured values were smoothed or normalized over the panel
+    alone.
     """
     said = json.loads(predictions.uns.get(PROVENANCE, "{}"))
     unit = said.get("protocol", {}).get("expression", {})
     if unit.get("smoothing", "none") != "none" or unit.get("library", "whole") != "whole" or "kind" not in unit:
         return None
-    return ExpressionTransform(unit["kind"], float(unit["target_sum"]), n_genes=int(said.get("n_genes", 0)))
+    n_genes = int(said.get("n_genes", 0))
+    if unit["kind"] == "stnet" and not n_genes:
+        return None
+    return ExpressionTransform(unit["kind"], float(unit["target_sum"]), n_genes=n_genes)
 
 
 def gene_table(unit: Unit, genes: Sequence[str], transform: ExpressionTransform | None, *, one_section: bool) -> pd.DataFrame:
@@ -138,7 +142,8 @@ def _maps(unit: Unit) -> dict[str, Any]:
     weights = spatial.neighbor_weights(x, y)
     tested = len(x) <= MOST_SPOTS  # the patterns of more spots would take hours
     p = spatial_null_p(predicted, measured, _modes(x, y), seed=SEED).p if tested else np.nan
-    ari, nmi = spatial.domain_agreement(predicted, measured, seed=SEED)
+    clustered = len(x) > spatial.GRAPH_NEIGHBORS
+    ari, nmi = spatial.domain_agreement(predicted, measured, seed=SEED) if clustered else (np.nan, np.nan)
     return {
         "ssim": spatial.ssim_per_gene(predicted, measured, x, y),
         "moran_measured": spatial.moran_per_gene(measured, weights),

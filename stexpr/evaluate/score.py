@@ -109,8 +109,8 @@ def score(predictions: Any, pooling: Pooling = "within_section", *, n_replicates
         except StexprError as err:
             err.add_note(f"while scoring section {unit.section} of patient {unit.patient}")
             raise
-        drawn = block_replicates(unit.predicted, unit.measured, unit.blocks, strata, n=n_replicates, seed=seed)
-        replicates.append(drawn)
+        resample = {"n": n_replicates, "seed": seed}
+        replicates.append(block_replicates(unit.predicted, unit.measured, unit.blocks, strata, **resample))
     per_gene, drawn = pd.concat(tables, ignore_index=True), np.vstack(replicates)
     scores = aggregate(per_gene)
     of = {"patients": spots["patient"].nunique(), "sections": spots["section"].nunique(), "spots": len(spots)}

@@ -34,6 +34,8 @@ WINDOW = 7
 """Side of a similarity window, in pitches: scikit-image's default, in pixels."""
 K1, K2 = 0.01, 0.03
 """Wang et al.'s constants, as shares of the data range."""
+GRAPH_NEIGHBORS = 15
+"""Neighbors in expression that link the spots whose clusters are compared."""
 
 
 def spot_positions(x_um: Float[Array, "S"], y_um: Float[Array, "S"]) -> Float64[Array, "S 2"]:
@@ -200,7 +202,7 @@ def domain_agreement(
     measured: Float[Array, "S G"],
     *,
     resolution: float = 1.0,
-    n_neighbors: int = 15,
+    n_neighbors: int = GRAPH_NEIGHBORS,
     n_components: int = 20,
     seed: int = 0,
 ) -> tuple[float, float]:
