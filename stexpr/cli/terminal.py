@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # named in full below, so that the type checks of the tests c
     import stexpr.data.store
 
 T = TypeVar("T")
+MOST_ROWS = 30
 errors = Console(stderr=True, highlight=False)
 
 
@@ -83,8 +84,18 @@ def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
 
 
 def show_audit(found: Any) -> None:
-    """Print an audit, the gravest findings first."""
-    show_table(("what", "check", "", "found"), found.rows())
+    """Print an audit, the gravest findings first; of many runs, a check that all passed is one row."""
+    rows = found.rows()
+    if len(rows) > MOST_ROWS:
+        passed: dict[str, list[tuple[str, str, str, str]]] = {}
+        for row in rows:
+            if row[2] == "passed":
+                passed.setdefault(row[1], []).append(row)
+        rows = [row for row in rows if row[2] != "passed"]
+        for check, alike in passed.items():
+            many = f"{len(alike)} runs", check, "passed", f"such as {alike[0][0]}: {alike[0][3]}"
+            rows.append(alike[0] if len(alike) == 1 else many)
+    show_table(("what", "check", "", "found"), rows)
     leaks = sum(finding.severity == "leak" for finding in found.findings)
     flags = sum(finding.severity == "flag" for finding in found.findings)
     say(f"{found.path}: {leaks} leaks, {flags} to look at, {len(found.findings)} checks")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from raw_sections import write_raw_cohort, write_raw_section
 
 from stexpr import cli
 from stexpr.config import BASELINES
@@ -106,6 +107,10 @@ def test_from_raw_files_to_a_leaderboard(stexpr: Run, raw_cohort: Path, tmp_path
     assert "written to page/index.html" in out
     assert {path.name for path in Path("page").iterdir()} == {*tables, "index.html"}
     assert stexpr("leaderboard", "runs", "--html", "--maps", "colour ridge")[2].endswith("did you mean 'color ridge'?\n")
+    code, out, err = stexpr("audit", "runs")
+    assert (code, err) == (0, "")
+    assert f"{n_runs} runs" in out
+    assert "runs: 0 leaks, 0 to look at, " in out
     shutil.move("cohort", "moved")
     code, out, err = stexpr("leaderboard", "runs", "-o", "bare", "--html")
     assert (code, "The maps lie on no picture: " in out) == (0, True)
@@ -147,6 +152,20 @@ def test_doctor_reports_what_is_wrong(monkeypatch: pytest.MonkeyPatch, stexpr: R
     assert "PROBLEM" in out
 
 
+def test_an_audit_ends_with_exit_code_1_when_test_data_leaked(stexpr: Run, small_cohort: Path, tmp_path: Path):
+    code, out, err = stexpr("audit", small_cohort, "-o", "clean.json")
+    assert (code, err) == (0, "")
+    assert ": 0 leaks, " in out
+    assert json.loads(Path("clean.json").read_text())["leaks"] is False
+    card = write_raw_cohort(tmp_path / "raw", {"a1": "a", "b1": "b"})
+    write_raw_section(card.parent, "b1", 0)  # the tissue of a1 under another patient
+    assert stexpr("prepare", card, "--from", card.parent, "-o", "leaky")[0] == 0
+    code, out, _ = stexpr("audit", "leaky", "-o", "leaky.json")
+    assert code == 1
+    assert "leak" in out
+    assert json.loads(Path("leaky.json").read_text())["leaks"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,6 +179,9 @@ def test_doctor_reports_what_is_wrong(monkeypatch: pytest.MonkeyPatch, stexpr: R
         (["leaderboard", "runs"], "no folder runs"),
         (["evaluate", "runs"], "no finished run"),
         (["config", "show", "."], "no configuration"),
+        (["audit", "."], "is no prepared cohort"),
+        (["hest-bench", "nowhere", "--encoder", "resnet18"], "nowhere"),
+        (["evaluate", "runs", "--protocol", "tripleks"], "no folder runs"),
     ],
 )
 def test_what_is_refused_is_one_line_and_exit_code_2(stexpr: Run, arguments: list[str], message: str):
