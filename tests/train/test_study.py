@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 from raw_sections import write_raw_cohort, write_raw_section
 from safetensors.numpy import load_file
+from wandb_files import assert_logged
 
 from stexpr.config import BASELINES, StudyConfig
 from stexpr.data.splits import read_folds
@@ -265,10 +266,7 @@ def test_wandb_mirrors_a_run_offline(study: Study, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = run_study(study("folds=[0]", "runtime.tracker=wandb"), tmp_path / "runs")[0]
-    (log,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    content = log.read_bytes()
-    for expected in (b"tiny+aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash"):
-        assert expected in content
+    assert_logged(run, b"tiny+aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash")
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/maps/*.png"))) == 3
     assert read_record(run).values == read_record(run_study(study("folds=[0]"), tmp_path / "plain")[0]).values
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from wandb_files import assert_logged
 
 from stexpr.config import StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
@@ -49,10 +50,7 @@ def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest
     Image.new("RGB", (8, 8)).save(image)
     tracker.finish({"pearson": 0.5}, PER_GENE, [image], None)
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (log,) = run.glob("run-abc.wandb")
-    content = log.read_bytes()
-    for expected in (b"val/pearson", b"tiny-f0-s0", b"per_gene", b"cohort_hash"):
-        assert expected in content
+    assert_logged(tmp_path, b"val/pearson", b"tiny-f0-s0", b"per_gene", b"cohort_hash")
     assert list(run.glob("files/media/table/per_gene*"))
     assert list(run.glob("files/media/images/maps/map*"))
 
@@ -97,7 +95,4 @@ def test_a_board_is_logged_with_its_tables_and_figures(tmp_path: Path, monkeypat
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     media = {path.name.split("_")[0] for path in run.glob("files/media/**/*.json")}
     assert {"leaderboard", "per", "comparisons", "scores", "genes-spread", "heat", "ceiling", "auxiliary"} <= media
-    (log,) = run.glob("*.wandb")
-    content = log.read_bytes()
-    for expected in (b"leaderboard", b"figures/scores", b"planted, protocol stexpr"):
-        assert expected in content
+    assert_logged(tmp_path, b"leaderboard", b"figures/scores", b"planted, protocol stexpr")
