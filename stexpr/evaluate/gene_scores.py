@@ -32,9 +32,10 @@ SCORING: Final = {
     "bootstrap_replicates": REPLICATES,
     "ceiling_repeats": REPEATS,
     "spatial_null_surrogates": SURROGATES,
+    "domain_digits": spatial.DOMAIN_DIGITS,
     "seed": SEED,
 }
-"""What the random parts of a score are made with; it stands in every record."""
+"""What the random and rounded parts of a score are made with; it stands in every record."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Inflation:
         scores: One row per model and protocol: `model`, `protocol`, `r`, `inflation` (r minus that under `stexpr`),
             `r_best` (of the 50 genes best predicted on the test data), `spearman`, `counted` (in words), `n_genes`, `n_spots`.
         protocols: The protocols, `stexpr` first.
-        left_out: Protocols that do not apply to these runs, with the reason.
+        left_out: Protocols that do not apply to these runs, and runs that are incomplete, with the reason.
     """
 
     title: str
@@ -52,9 +52,8 @@ class Inflation:
         r = [[model, *(_with_inflation(cells[model, name]) for name in names)] for model in models]
         counted = [[model, *(str(cells[model, name]["counted"]) for name in names)] for model in models]
         best = [[model, *(number(cells[model, name]["r_best"]) for name in names)] for model in models]
-        sizes = [
-            f"{name}: {cells[models[0], name]['n_genes']} genes, {cells[models[0], name]['n_spots']:,} spots" for name in names
-        ]
+        first = [cells[models[0], name] for name in names]
+        sizes = [f"{row['protocol']}: {row['n_genes']} genes, {row['n_spots']:,} of {row['n_tested']:,} spots" for row in first]
         notes = [f"- **{one.name}** is LEAKY: {'; '.join((*one.leaks, one.why))}." for one in self.protocols if one.leaky]
         parts = [
             f"# The same predictions under {len(names)} protocols: {self.title}",
@@ -91,9 +90,9 @@ def inflation(
         ProtocolError: The runs must not share a table.
         ConfigError: There is no such protocol.
     """
-    runs, _ = runs_of_board(folder, cohort)
+    runs, unfinished = runs_of_board(folder, cohort)
     check_comparable([run.record for run in runs])
-    models, _ = complete_models(runs)
+    models, incomplete = complete_models(runs)
     wanted = list(dict.fromkeys([HONEST, *(name for one in protocols for name in (preset_names() if one == ALL else [one]))]))
     known = {name: scoring_protocol(name) for name in wanted}
     rows: list[dict[str, Any]] = []
@@ -107,7 +106,8 @@ def inflation(
     scores["model"] = pd.Categorical(scores["model"], order)
     scores = scores.sort_values("model", kind="stable").astype({"model": str}).reset_index(drop=True)
     used = tuple(protocol for name, protocol in known.items() if name not in left_out)
-    return Inflation(runs[0].record.cohort.name, scores, used, tuple(f"{name}: {why}" for name, why in left_out.items()))
+    absent = (*(f"{name}: {why}" for name, why in left_out.items()), *(note.rstrip(".") for note in incomplete), *unfinished)
+    return Inflation(runs[0].record.cohort.name, scores, used, absent)
 
 
 def _model_rows(
@@ -132,6 +132,7 @@ def _model_rows(
                 "counted": _counted(scores[0], protocol),
                 "n_genes": int((scores[0].genes["n_patients"] > 0).sum()),
                 "n_spots": scored[0][1],
+                "n_tested": sum(len(fold.spots) for fold in by_seed[0]),
             }
         )
     return rows

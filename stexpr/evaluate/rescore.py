@@ -56,7 +56,9 @@ def scoring_protocol(name: str | Path) -> ProtocolConfig:
     Raises:
         ConfigError: There is no such protocol.
     """
-    return load_protocol(name, {"name": str(name), "split": {"rule": "leave_one_patient_out"}})
+    return load_protocol(
+        name, {"name": str(name), "split": {"rule": "leave_one_patient_out", "test_patients": (), "file": None}}
+    )
 
 
 def fold_predictions(run: Run) -> FoldPredictions:
@@ -89,21 +91,23 @@ def rescore(folds: Sequence[FoldPredictions], protocol: ProtocolConfig) -> tuple
         protocol: Of which the filter of spots, the panel, the unit and the pooling apply.
 
     Returns:
-        Correlations aggregated as on any board, and the number of spots that passed the filter.
+        Correlations aggregated as on any board, and the number of spots scored.
 
     Raises:
         ProtocolError: No gene or no section is left.
     """
-    kept = [fold for fold in (_of_enough_counts(fold, protocol.min_counts) for fold in folds) if len(fold.spots)]
-    if not any(fold.spots["section"].duplicated().any() for fold in kept):
+    kept = [fold for fold in (_scored_spots(fold, protocol.min_counts) for fold in folds) if len(fold.spots)]
+    if not kept:
         raise ProtocolError(f"no section has two spots of at least {protocol.min_counts:,} counts")
     chosen = _panel(kept, protocol) if protocol.panel.scope == "cohort" else None
     tables = [table for fold in kept for table in _tables(_with_genes(fold, chosen), protocol)]
     return aggregate(pd.concat(tables, ignore_index=True)), sum(len(fold.spots) for fold in kept)
 
 
-def _of_enough_counts(fold: FoldPredictions, least: int) -> FoldPredictions:
-    rows = np.flatnonzero(fold.spots["library"].to_numpy() >= least)
+def _scored_spots(fold: FoldPredictions, least: int) -> FoldPredictions:
+    """Keep the spots of enough counts, in sections that keep two of them."""
+    deep = fold.spots["library"] >= least
+    rows = np.flatnonzero(deep & (deep.groupby(fold.spots["section"]).transform("sum") > 1))
     spots = fold.spots.iloc[rows].reset_index(drop=True)
     return FoldPredictions(fold.genes, fold.predicted[rows], fold.counts[rows], spots, fold.n_genes)
 
@@ -124,8 +128,10 @@ def _panel(folds: Sequence[FoldPredictions], protocol: ProtocolConfig) -> tuple[
         raise ProtocolError("no gene of its panel is predicted in every fold")
     counts = sp.vstack([_with_genes(fold, shared).counts for fold in folds], format="csr")
     passing = int((np.asarray((counts > 0).mean(axis=0)).ravel() >= rule.min_detection).sum())
-    if rule.rule == "list" or passing <= 1:
+    if rule.rule == "list":
         return tuple(shared)
+    if not passing:
+        raise ProtocolError(f"no predicted gene has a count in {rule.min_detection:.0%} of the spots")
     # A panel of its full size may not be among the predicted genes; what there is of it is scored, and counted.
     n_main = min(rule.n_main, passing)
     return fit_panel(counts, shared, rule=rule.rule, n_main=n_main, min_detection=rule.min_detection, scope="cohort").main
@@ -137,8 +143,6 @@ def _tables(fold: FoldPredictions, protocol: ProtocolConfig) -> Iterator[pd.Data
     if protocol.pooling == "pooled":
         groups = {POOLED: np.arange(len(fold.spots))}
     for section, rows in groups.items():
-        if len(rows) < 2:
-            continue
         predicted, truth = fold.predicted[rows], measured[rows]
         yield pd.DataFrame(
             {

@@ -29,6 +29,7 @@ from stexpr.evaluate.aggregate import (
 from stexpr.evaluate.gene_scores import Unit, gene_table, transform_of
 from stexpr.evaluate.intervals import REPLICATES, block_replicates, patient_interval, spatial_blocks
 from stexpr.evaluate.records import Counts, Value
+from stexpr.evaluate.spatial_null import MOST_SPOTS
 from stexpr.types import COUNTS, MEASURED
 
 __all__ = ["BOOTSTRAP_FILE", "PER_GENE_FILE", "Scores", "read_per_gene", "read_replicates", "score"]
@@ -226,6 +227,8 @@ def _notes(scores: Aggregate, per_gene: pd.DataFrame) -> tuple[str, ...]:
         of = len(per_gene) - len(scores.left_out)
         undefined = "; r is undefined" if np.isnan(scores.values["pearson"]) else ", entering mean r as 0"
         notes.append(f"predicted values constant: {scores.constant_predictions} of {of} gene x section{undefined}")
+    if large := sorted(set(per_gene.loc[per_gene["n_spots"] > MOST_SPOTS, "section"]) - {POOLED}):
+        notes.append(f"more than {MOST_SPOTS:,} spots, without the spatial null: {', '.join(large)}")
     return tuple(notes)
 
 

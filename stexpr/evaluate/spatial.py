@@ -36,6 +36,8 @@ K1, K2 = 0.01, 0.03
 """Wang et al.'s constants, as shares of the data range."""
 GRAPH_NEIGHBORS = 15
 """Neighbors in expression that link the spots whose clusters are compared."""
+DOMAIN_DIGITS = 4
+"""Decimals of the principal components, in SDs of the first, that make spots neighbors."""
 
 
 def spot_positions(x_um: Float[Array, "S"], y_um: Float[Array, "S"]) -> Float64[Array, "S 2"]:
@@ -251,7 +253,9 @@ def _domains(values: Float[Array, "S G"], resolution: float, n_neighbors: int, n
     from sklearn.neighbors import kneighbors_graph
 
     pca = PCA(min(n_components, *values.shape), svd_solver="full")
-    nearest = kneighbors_graph(pca.fit_transform(values.astype(np.float64)), n_neighbors)
+    scores = pca.fit_transform(values.astype(np.float64))
+    # Spots whose predictions repeat each other are as near as the last bits have it; without those, ties are ties.
+    nearest = kneighbors_graph(np.round(scores / scores[:, 0].std(), DOMAIN_DIGITS), n_neighbors)
     graph = igraph.Graph(len(values), np.column_stack(sp.triu(nearest + nearest.T).nonzero()))
     igraph.set_random_number_generator(random.Random(seed))
     try:

@@ -1,11 +1,13 @@
 """The command line, run as a person runs it."""
 
+import contextlib
 import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -244,21 +246,38 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results_whole(
     assert "checkpoint.pt: No space left on device" in err
 
 
+def run_in_terminal(command: list[str]) -> tuple[int, str, str]:
+    """Run with stderr on a terminal, which holds only 4 KiB: it is read while the command draws."""
+    terminal, end = pty.openpty()
+    drawn: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # Linux says EIO when the last writer is gone
+            while chunk := os.read(terminal, 1 << 16):
+                drawn.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=end, text=True, timeout=200, env={**os.environ, "TERM": "xterm"}
+        )
+    finally:
+        os.close(end)
+        reader.join()
+        os.close(terminal)
+    return done.returncode, done.stdout, b"".join(drawn).decode()
+
+
 def test_results_go_to_stdout_while_bars_are_drawn_on_the_terminal(small_cohort: Path, tmp_path: Path):
     study = tmp_path / "study.yaml"
     study.write_text(
         f"cohort: {small_cohort}\nfolds: [0]\nmodel: {{kind: training_mean}}\nprotocol: {{panel: {{n_main: 5}}}}\n"
     )
-    terminal, end = pty.openpty()
     command = [sys.executable, "-m", "stexpr", "train", str(study), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=end, text=True, timeout=200, env={**os.environ, "TERM": "xterm"}
-    )
-    os.close(end)
-    drawn = os.read(terminal, 1 << 20).decode()
-    os.close(terminal)
-    assert done.returncode == 0, drawn
-    assert "training mean, fold 0: r undefined" in done.stdout
+    code, out, drawn = run_in_terminal(command)
+    assert code == 0, drawn
+    assert "training mean, fold 0: r undefined" in out
     assert "training mean on small" in drawn
     assert "r undefined" not in drawn
 

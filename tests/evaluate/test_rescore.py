@@ -97,6 +97,15 @@ def test_pooling_rewards_a_model_that_only_tells_sections_apart() -> None:
     assert pooled > 0.7
 
 
+def test_a_section_left_with_one_spot_is_not_scored_and_not_counted(predictions: anndata.AnnData) -> None:
+    folds = by_patient(predictions)
+    section = (folds[0].spots["section"] == "A1").to_numpy()
+    folds[0].spots.loc[np.flatnonzero(section)[1:], "library"] = 1.0
+    scores, spots = rescore(folds, load_protocol("stexpr", {"min_counts": 2}))
+    assert spots == len(predictions) - section.sum()
+    assert np.isfinite(scores.values["pearson"])
+
+
 def test_what_cannot_be_scored_is_said(predictions: anndata.AnnData) -> None:
     folds = by_patient(predictions)
     with pytest.raises(ProtocolError, match="no section has two spots of at least 10,000,000 counts"):
@@ -132,10 +141,18 @@ def test_all_presets_stand_side_by_side(runs: list[Run]) -> None:
     row = scores.loc[("tiny", "triplex")]
     assert row["inflation"] == pytest.approx(row["r"] - scores.loc[("tiny", "stexpr"), "r"])
     text = table.markdown()
-    for words in ("triplex (LEAKY)", "**hest** is LEAKY", "12 above 0, ", "not testable: n = 3", "12 genes, 270 spots"):
+    for words in ("triplex (LEAKY)", "**hest** is LEAKY", "12 above 0, ", "not testable: n = 3", "12 genes, 270 of 270 spots"):
         assert words in text
     assert "nan" not in text.lower().replace("finance", "")
     assert inflation(runs[0].folder.parent).markdown() == text
+
+
+def test_incomplete_models_and_unfinished_runs_are_named(runs: list[Run]) -> None:
+    first = next(run for run in runs if run.record.model_label == "tiny")
+    (first.folder / "record.json").unlink()
+    text = inflation(first.folder.parent, ["hest"]).markdown()
+    assert "Left out: Incomplete, not ranked: tiny, seed 0 lacks fold" in text
+    assert f"Left out: {first.folder.name} has no record.json" in text
 
 
 def test_one_protocol_is_shown_beside_the_default(runs: list[Run]) -> None:

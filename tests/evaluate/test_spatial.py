@@ -267,6 +267,14 @@ def test_domains_are_reproducible_and_leave_the_generators_alone() -> None:
     assert len({domain_agreement(*noisy, seed=seed) for seed in range(4)}) > 1
 
 
+def test_domains_of_predictions_of_one_factor_do_not_hang_on_the_last_bits() -> None:
+    rng = np.random.default_rng(0)
+    one_factor = np.outer(np.round(rng.normal(size=180), 1), rng.normal(size=12)) + 5
+    nudged = one_factor * (1 + 1e-12 * rng.normal(size=one_factor.shape))
+    measured = domains(0.5, 2)
+    assert domain_agreement(one_factor, measured) == domain_agreement(nudged, measured)
+
+
 def test_without_domains_agreement_is_nan() -> None:
     flat = np.full((180, 12), 0.1 + 0.2)
     assert np.isnan(domain_agreement(flat, domains(0.5))).all()

@@ -21,7 +21,8 @@ from stexpr.evaluate.testing import (
     holm_adjusted,
 )
 
-P_VALUES = arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1))
+# without subnormal numbers: a product of one has no digits left to agree on
+P_VALUES = arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1, allow_subnormal=False))
 POSITIVE_P = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 3)), elements=st.floats(1e-12, 1))
 
 # --- genes -------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def hest_bench(
     """Score a frozen encoder on the HEST-Benchmark.
 
     Splits, genes, target, regression and averaging are those of the benchmark's code; three variants stand beside its
-    score (see `hest_probe.probe`). Features are computed in float32 and once per sample, also for samples of several tasks.
+    score (see `probe.probe`). Features are computed in float32 and once per sample, also for samples of several tasks.
     Splits are the benchmark's: they name samples, not patients, so only a sample on both sides can be told and is refused.
 
     Args:
