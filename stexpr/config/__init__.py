@@ -140,11 +140,29 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig
             refused.
     """
     path = find_config(source, "studies")
+    return study_of(read_study(path, overrides), str(path))
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the keys and values of a study, not checked yet, with `key=value` overrides on top.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or an override is malformed.
+    """
     values = named_preset(read_yaml(path))
     for override in overrides:
         set_override(values, override)
         values = named_preset(values)
-    return cast(StudyConfig, validated(StudyConfig, with_preset(values), str(path)))
+    return values
+
+
+def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
+    """Check the keys and values of a study, after laying them over the protocol preset they name.
+
+    Raises:
+        ConfigError: A key is unknown (the nearest known one is named), or a value is refused.
+    """
+    return cast(StudyConfig, validated(StudyConfig, with_preset(dict(values)), source))
 
 
 def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], source: str) -> PrepareConfig:

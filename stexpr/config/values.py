@@ -74,10 +74,15 @@ def set_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as err:
         raise ConfigError(f"the value of override {override!r} is not YAML") from err
+    set_value(values, key, value)
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Write a value at a dotted key of nested mappings."""
     *parents, last = key.split(".")
     for parent in parents:
         child = values.get(parent)
-        values[parent] = child if isinstance(child, dict) else {}
+        values[parent] = dict(child) if isinstance(child, dict) else {}
         values = values[parent]
     values[last] = value
 

@@ -1,6 +1,7 @@
 """The state of an unfinished run: written whole or not at all, read without pickled code."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
 
 FORMAT = 1
+WATCH_S = 1.0
 
 
 class InterruptedTrainingError(TrainingError):
@@ -35,6 +37,26 @@ class StopFlag:
         """Raise `InterruptedTrainingError` if a signal arrived."""
         if self.signal_number is not None:
             raise InterruptedTrainingError(self.signal_number)
+
+
+@contextmanager
+def stop_on_file(flag: StopFlag, path: Path) -> Iterator[None]:
+    """Set the flag, as SIGTERM would, once a file appears; signals do not reach the other hosts of a cluster."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(WATCH_S):
+            if path.exists():
+                flag.signal_number = signal.SIGTERM
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watcher.join()
 
 
 @contextmanager

@@ -22,11 +22,10 @@ from stexpr.models.objectives import make_objective
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag, load_checkpoint, save_checkpoint
+from stexpr.train.folder import CHECKPOINT
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stexpr.panel import ExpressionTransform, Preprocessing
 from stexpr.train import folder as names
 from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
-from stexpr.train.network import CHECKPOINT, NetworkTraining, without_auxiliary
+from stexpr.train.network import NetworkTraining, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
 from stexpr.types import Progress, silent
@@ -102,7 +102,7 @@ def run_fold(
         for tracker in trackers:
             tracker.finish(summary, scores.per_gene, maps, folder / names.MODEL if predicted.trained else None)
         write_record(folder, record)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        (folder / names.CHECKPOINT).unlink(missing_ok=True)
         report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
         return folder
 

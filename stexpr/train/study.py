@@ -1,6 +1,6 @@
 """All folds of one study, and of the baselines that stand beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stexpr.config import BASELINES, NetworkConfig, StudyConfig, content_hash
@@ -46,6 +46,27 @@ def study_folds(config: StudyConfig, cohort: PreparedCohort) -> tuple[Fold, ...]
     )
 
 
+def hash_of_split(folds: Sequence[Fold]) -> str:
+    """Identify all folds of a split together, which is what a leaderboard compares."""
+    return content_hash([fold.hash for fold in folds])
+
+
+def study_jobs(config: StudyConfig, folds: Sequence[Fold]) -> list[tuple[StudyConfig, Fold]]:
+    """List the runs of a study and of the baselines of its protocol: what is trained, and on which fold.
+
+    Raises:
+        ConfigError: `folds` names a fold that does not exist.
+    """
+    jobs = []
+    for study in dict.fromkeys([config, *(config.baseline(model) for model in BASELINES)]):
+        for index in range(len(folds)) if config.folds is None else config.folds:
+            if index not in range(len(folds)):
+                raise ConfigError(f"folds names fold {index}, but the study has folds 0 to {len(folds) - 1}")
+            # a baseline chooses no epochs, and without inner splits one run of it serves every study of the protocol
+            jobs.append((study, folds[index] if isinstance(study.model, NetworkConfig) else folds[index].outer()))
+    return jobs
+
+
 def run_study(
     config: StudyConfig,
     runs: Path,
@@ -74,16 +95,8 @@ def run_study(
     folds = study_folds(config, cohort)
     for note in check_before_training(cohort, folds):
         report(f"{cohort.name}: {note}")
-    models = [config, *(config.baseline(model) for model in BASELINES)]
-    jobs = []
-    for study in dict.fromkeys(models):
-        wanted = range(len(folds)) if config.folds is None else config.folds
-        for index in wanted:
-            if index not in range(len(folds)):
-                raise ConfigError(f"folds names fold {index}, but the study has folds 0 to {len(folds) - 1}")
-            # a baseline chooses no epochs, and without inner splits one run of it serves every study of the protocol
-            jobs.append((study, folds[index] if isinstance(study.model, NetworkConfig) else folds[index].outer()))
-    split_hash = content_hash([fold.hash for fold in folds])
+    jobs = study_jobs(config, folds)
+    split_hash = hash_of_split(folds)
     with stop_on_signals() as stop:
         done = []
         for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):

@@ -1,12 +1,15 @@
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from stexpr.config import StudyConfig, load_study
 from stexpr.errors import TrainingError
-from stexpr.train.folder import exclusive, write_config
+from stexpr.train import folder
+from stexpr.train.folder import STALE_S, BusyError, exclusive, is_held, write_config
 
 HOLD = """
 import sys, time
@@ -35,3 +38,28 @@ def test_the_resolved_config_reads_back(tmp_path: Path):
     study = StudyConfig(cohort=Path("cohorts/mob"), name="mine", seed=3)
     write_config(tmp_path / "config.yaml", study)
     assert load_study(tmp_path / "config.yaml") == study
+
+
+def test_a_holder_on_another_host_is_believed_until_its_heartbeat_stops(tmp_path: Path):
+    lock = tmp_path / "lock"
+    lock.write_text('{"process": 7, "host": "elsewhere"}\n')
+    with pytest.raises(BusyError, match=r"process 7 on elsewhere, last heard of \d+ s ago"), exclusive(tmp_path):
+        pass
+    assert is_held(tmp_path)
+    long_ago = time.time() - STALE_S - 1
+    os.utime(lock, (long_ago, long_ago))
+    assert not is_held(tmp_path)
+    with exclusive(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    assert lock.read_text() == ""
+
+
+def test_a_held_lock_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folder, "HEARTBEAT_S", 0.01)
+    with exclusive(tmp_path):
+        os.utime(tmp_path / "lock", (1.0, 1.0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / "lock").stat().st_mtime == 1.0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

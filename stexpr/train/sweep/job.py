@@ -1,0 +1,98 @@
+"""One run of a sweep, as an engine performs it in whatever process."""
+
+import errno
+import json
+import traceback
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from stexpr.config import StudyConfig
+from stexpr.config.files import write_whole
+from stexpr.data.splits import Fold
+from stexpr.data.store import PreparedCohort
+from stexpr.engines.tasks import Task, in_one_line
+from stexpr.errors import DataError, StexprError
+from stexpr.evaluate.records import read_record
+from stexpr.train.checkpoint import InterruptedTrainingError, stop_on_file, stop_on_signals
+from stexpr.train.folder import FAILURE, BusyError
+from stexpr.train.run import run_fold, run_folder
+from stexpr.train.study import hash_of_split, open_cohort, study_folds
+from stexpr.train.sweep.plan import STOP, Plan, PlannedRun
+
+Became: TypeAlias = Literal["done", "failed", "busy", "stopped", "disk full"]
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def task_of(run: PlannedRun, plan: Plan, runs: Path) -> Task:
+    """Write a planned run down for an engine; paths are absolute, because workers may start elsewhere."""
+    argument = {
+        "study": run.study.model_dump(mode="json"),
+        "cohort": str(run.study.cohort.resolve()),
+        "fold": run.fold.index,
+        "key": run.key,
+        "runs": str(runs.resolve()),
+        "stop": str((plan.state_folder(runs) / STOP).resolve()),
+    }
+    return Task(run.key, f"{__name__}:perform_run", argument)
+
+
+def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
+    """Train, score and record one run.
+
+    Args:
+        argument: As `task_of` wrote it.
+
+    Returns:
+        `became` (done, failed, busy: another process holds the run, stopped, disk full), with `r` or `error`. A failure also
+        stands in the run's folder, with its traceback.
+    """
+    folder = Path(argument["runs"]) / argument["key"]
+    stop_file = Path(argument["stop"])
+    if stop_file.exists():
+        return {"became": "stopped"}
+    try:
+        (folder / FAILURE).unlink(missing_ok=True)
+        with stop_on_signals() as stop, stop_on_file(stop, stop_file):
+            config, cohort, folds = _opened(json.dumps(argument["study"], sort_keys=True), argument["cohort"])
+            fold = folds[argument["fold"]]
+            fold = fold if config.model.kind == "network" else fold.outer()
+            if run_folder(folder.parent, config, cohort, fold) != folder:
+                raise DataError(f"the cohort {argument['cohort']} is not the one the sweep was planned with; start it again")
+            run_fold(config, cohort, fold, hash_of_split(folds), folder.parent, stop=stop)
+    except InterruptedTrainingError:
+        return {"became": "stopped"}
+    except BusyError as err:
+        return {"became": "busy", "error": str(err)}
+    except Exception as err:  # the other runs of the sweep go on
+        if _is_disk_full(err):
+            return {"became": "disk full", "error": str(err)}
+        error = str(err) if isinstance(err, StexprError) else in_one_line(err)
+        write_failure(folder, error, traceback.format_exc())
+        return {"became": "failed", "error": error}
+    value = read_record(folder).values["pearson"].value
+    return {"became": "done", "r": value}
+
+
+def write_failure(folder: Path, error: str, trace: str) -> None:
+    """Keep why a run failed in its folder."""
+    content = {"error": error, "traceback": trace, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / FAILURE, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+
+
+@lru_cache(maxsize=8)
+def _opened(study: str, cohort_at: str) -> tuple[StudyConfig, PreparedCohort, tuple[Fold, ...]]:
+    config = StudyConfig.model_validate_json(study)
+    cohort = open_cohort(config.model_copy(update={"cohort": Path(cohort_at)}))
+    return config, cohort, study_folds(config, cohort)
+
+
+def _is_disk_full(err: BaseException | None) -> bool:
+    while err is not None:
+        if isinstance(err, OSError) and err.errno in DISK_FULL:
+            return True
+        if isinstance(err, DataError) and "No space left on device" in str(err):
+            return True
+        err = err.__cause__ or err.__context__
+    return False

@@ -1,0 +1,161 @@
+"""From the studies of a sweep to its runs, each once."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config.sweep import SweepConfig, SweepStudies
+from stexpr.data.splits import Fold
+from stexpr.data.store import PreparedCohort
+from stexpr.errors import ConfigError
+from stexpr.evaluate.audit.leakage import check_before_training
+from stexpr.train.run import run_folder
+from stexpr.train.study import open_cohort, study_folds, study_jobs
+
+STATE: Final = ".sweeps"
+"""Folder, among the runs, of what is known of each sweep; the leading dot tells it from a run."""
+PLAN: Final = "plan.json"
+STOP: Final = "stop"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One fold of one study.
+
+    Attributes:
+        key: Its config hash, the name of its folder.
+        study: What is trained.
+        fold: The partition.
+        cohort: On which it is trained, opened.
+    """
+
+    key: str
+    study: StudyConfig
+    fold: Fold
+    cohort: PreparedCohort
+
+    @property
+    def is_network(self) -> bool:
+        """Whether anything is trained by gradient steps."""
+        return isinstance(self.study.model, NetworkConfig)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a status needs to name the run, as plain JSON values."""
+        return {
+            "key": self.key,
+            "label": self.study.model.label,
+            "kind": self.study.model.role,
+            "fold": self.fold.index,
+            "seed": self.study.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a sweep.
+
+    Attributes:
+        config: The sweep.
+        runs: Baselines first, which every board needs and which take seconds, then the networks in the sweep's order.
+        n_studies: Studies, without those excluded.
+        n_excluded: Studies excluded.
+        n_shared: Runs of networks left out because another study of the sweep has the very same.
+        notes: What was found while looking for leakage.
+    """
+
+    config: SweepConfig
+    runs: tuple[PlannedRun, ...]
+    n_studies: int
+    n_excluded: int
+    n_shared: int
+    notes: tuple[str, ...]
+
+    def state_folder(self, runs: Path) -> Path:
+        """Return where the state of the sweep is kept."""
+        return runs / STATE / self.config.name
+
+    def write(self, runs: Path) -> None:
+        """Write what a status needs into the state folder."""
+        folder = self.state_folder(runs)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"sweep": self.config.model_dump(mode="json"), "runs": [run.entry for run in self.runs]}
+        beside = folder / f".{PLAN}.part"
+        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        beside.replace(folder / PLAN)
+
+
+def plan_sweep(sweep: SweepStudies) -> Plan:
+    """List the runs of a sweep, each once, after looking for leakage in every partition.
+
+    Args:
+        sweep: Its studies.
+
+    Raises:
+        ConfigError: A study asks for a fold or a window that there is not.
+        DataError: A cohort is not prepared.
+        LeakageError: A patient or a spot is on both sides of a fold.
+    """
+    partitions = _Partitions()
+    planned: dict[str, PlannedRun] = {}
+    n_networks = 0
+    for study in sweep.studies:
+        cohort, folds = partitions.of(study)
+        for one, fold in study_jobs(study, folds):
+            key = run_folder(Path(), one, cohort, fold).name
+            n_networks += isinstance(one.model, NetworkConfig)
+            planned.setdefault(key, PlannedRun(key, one, fold, cohort))
+    runs = sorted(planned.values(), key=lambda run: run.is_network)
+    n_shared = n_networks - sum(run.is_network for run in runs)
+    return Plan(sweep.config, tuple(runs), len(sweep.studies), sweep.n_excluded, n_shared, tuple(partitions.notes))
+
+
+class _Partitions:
+    """Cohorts and folds, made once for all studies that share them."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._cohorts: dict[str, PreparedCohort] = {}
+        self._folds: dict[str, tuple[Fold, ...]] = {}
+
+    def of(self, study: StudyConfig) -> tuple[PreparedCohort, tuple[Fold, ...]]:
+        at = str(study.cohort), study.protocol.stain, study.protocol.min_counts
+        if repr(at) not in self._cohorts:
+            self._cohorts[repr(at)] = open_cohort(study)
+        cohort = self._cohorts[repr(at)]
+        key = partition_key(study)
+        if key not in self._folds:
+            folds = study_folds(study, cohort)
+            self.notes += [f"{cohort.name}: {note}" for note in check_before_training(cohort, folds)]
+            self._folds[key] = folds
+        return cohort, self._folds[key]
+
+
+def partition_key(study: StudyConfig) -> str:
+    """Identify what the folds of a study depend on: equal keys, equal cohort and folds."""
+    decisive = study.model_dump(mode="json", include={"protocol": {"split", "validation", "window_um", "stain", "min_counts"}})
+    return content_hash({**decisive, "cohort": str(study.cohort), "window_px": study.input.window_px})
+
+
+def planned_entries(runs: Path, name: str) -> list[dict[str, Any]]:
+    """Read the runs of a sweep as it was planned last.
+
+    Raises:
+        ConfigError: No such sweep ran in this folder.
+    """
+    path = runs / STATE / name / PLAN
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except FileNotFoundError:
+        known = ", ".join(sweeps_in(runs)) or "none"
+        raise ConfigError(f"no sweep {name!r} was started in {runs}; started there: {known}") from None
+    except (ValueError, KeyError) as err:
+        raise ConfigError(f"{path} cannot be read ({err}); start the sweep again, which writes it anew") from err
+    return entries
+
+
+def sweeps_in(runs: Path) -> list[str]:
+    """Return the names of the sweeps that were started in a folder of runs."""
+    return sorted(path.parent.name for path in runs.glob(f"{STATE}/*/{PLAN}"))

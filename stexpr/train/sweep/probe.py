@@ -1,0 +1,123 @@
+"""How long the missing runs of a sweep will take, from a few steps of each kind of training."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from stexpr.config import content_hash
+from stexpr.data.datasets import even_parts
+from stexpr.data.panels import fold_panel
+from stexpr.inference import autocast, predict_expression
+from stexpr.panel import ExpressionTransform
+from stexpr.train.loop import make_optimizer
+from stexpr.train.network import build_network, without_auxiliary
+from stexpr.train.results import Job
+from stexpr.train.run import window_px
+from stexpr.train.sweep.plan import PlannedRun
+from stexpr.types import Progress, silent
+
+STEPS: Final = 2
+"""Steps that are timed, after one that is not."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one kind of training takes on this machine.
+
+    Attributes:
+        step_s: Seconds of a training step.
+        spot_s: Seconds to predict a spot, once.
+    """
+
+    step_s: float
+    spot_s: float
+
+
+def estimate_seconds(runs: Sequence[PlannedRun], *, threads: int, progress: Progress = silent) -> list[float]:
+    """Estimate how long each run trains and predicts, at most: inner trainings may stop early and choose fewer epochs.
+
+    Args:
+        runs: Of networks; each kind (model, input, training, cohort) is probed once, on the real data.
+        threads: CPU threads a run will have.
+        progress: Shows the kinds.
+
+    Returns:
+        Seconds, one number for each run.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kinds = {_kind(run): run for run in reversed(runs)}
+        probes = {kind: _probe(run) for kind, run in progress(kinds.items(), "probing", len(kinds))}
+    finally:
+        torch.set_num_threads(before)
+    return [_seconds(run, probes[_kind(run)]) for run in runs]
+
+
+def _kind(run: PlannedRun) -> str:
+    study = run.study.model_dump(mode="json", include={"model", "input", "training", "protocol"})
+    return content_hash({**study, "cohort": run.cohort.hash})
+
+
+def _probe(run: PlannedRun) -> Probe:
+    config, fold = run.study, run.fold
+    unit = config.protocol.expression
+    transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(run.cohort.genes))
+    panel = fold_panel(config.protocol.panel, run.cohort, fold)
+    job = Job(config, run.cohort, fold, "", panel, transform, window_px(config, run.cohort), Path())
+    spots = job.spots(fold.train_sections, panel.without_auxiliary() if without_auxiliary(config) else panel)
+    rows = torch.arange(min(len(spots), config.training.batch_size))
+    model = build_network(config, spots, torch.arange(len(spots)), transform)
+    optimizer = make_optimizer(model, config.training)
+    device = next(model.parameters()).device
+    (batch,) = spots.batches([rows], device=device)
+
+    def step() -> None:
+        with autocast(device, config.training.precision):
+            loss = model.loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def predict() -> None:
+        predict_expression(model, spots, rows, batch_size=config.training.batch_size, precision=config.training.precision)
+
+    return Probe(_timed(step, device), _timed(predict, device) / len(rows))
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the time of one call, the fastest of a few after a first one."""
+    spent = []
+    for _ in range(STEPS + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - began)
+    return min(spent[1:])
+
+
+def _seconds(run: PlannedRun, probe: Probe) -> float:
+    fold, training = run.fold, run.study.training
+
+    def spots_of(sections: Sequence[str]) -> int:
+        return sum(len(run.cohort.spots(section)) for section in sections)
+
+    def steps_of(n_spots: int) -> int:
+        return len(even_parts(torch.arange(n_spots), training.batch_size))
+
+    total = 0.0
+    for inner in fold.inner:
+        train, validation = (
+            sum(spots_of([section]) if codes is None else len(codes) for section, codes in part.items())
+            for part in (inner.train, inner.validation)
+        )
+        total += training.epochs * (steps_of(train) * probe.step_s + validation * probe.spot_s)
+    if not fold.inner or run.study.protocol.validation.refit:
+        total += training.epochs * steps_of(spots_of(fold.train_sections)) * probe.step_s
+    views = 8 if run.study.input.test_symmetries else 1
+    return total + views * spots_of(fold.test_sections) * probe.spot_s
