@@ -1,11 +1,14 @@
 """What the command line prints: bars, tables and one-line errors."""
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:  # named in full below, so that the type checks of the tests c
 
 T = TypeVar("T")
 MOST_ROWS = 30
+MOST_PLANNED = 60
+STATES_SHOWN = ("running", "failed", "interrupted", "waiting", "done")
 errors = Console(stderr=True, highlight=False)
 
 
@@ -104,3 +109,62 @@ def show_audit(found: Any) -> None:
 def show_findings(findings: Iterable[tuple[str, str, bool]]) -> None:
     """Print what `doctor` found: what was looked at, what was found, whether that is fine."""
     show_table(("", "what", "found"), (("ok" if fine else "PROBLEM", what, found) for what, found, fine in findings))
+
+
+def show_plan(plan: Any, missing: Collection[str], seconds: Mapping[str, float], slots: int) -> None:
+    """Print the runs of a sweep, which of them are missing, and how long those take."""
+    rows = []
+    for run in plan.runs:
+        spent = _duration(seconds[run.key]) if run.key in seconds else None
+        state = "missing" if run.key in missing else "there"
+        rows.append((run.key, run.study.model.label, run.fold.index, run.study.seed, state, spent))
+    shown = rows if len(rows) <= MOST_PLANNED else [*rows[: MOST_PLANNED // 2], ("…",) * 6, *rows[-MOST_PLANNED // 2 :]]
+    show_table(("run", "model", "fold", "seed", "", "at most"), shown)
+    for note in plan.notes:
+        say(note)
+    total = max([sum(seconds.values()) / slots, *seconds.values()], default=0.0)
+    say(
+        f"{plan.summary()}; {len(missing):,} are missing. Training takes at most {_duration(total)} on this machine, "
+        f"{slots} at a time, by a probe of a few steps; scoring comes on top."
+    )
+
+
+def sweep_view(status: Any) -> Group:
+    """Return a line about a sweep, and its runs by state."""
+    left = status.seconds_left
+    best = "" if status.best is None else f"; best so far {status.best[0]}, mean r {status.best[1]:.3f}"
+    time_left = "" if left is None or not status.count("running") else f"; about {_duration(left)} left"
+    line = f"{status.name} ({'running' if status.is_running else 'not running'}): {status.counts()}{best}{time_left}"
+    table = Table("state", "run", "folder", "")
+    for state in STATES_SHOWN:
+        own = [run for run in status.runs if run.state == state]
+        for run in own[:MOST_ROWS]:
+            table.add_row(state, run.name, run.key, run.words or ("" if run.r is None else f"r {run.r:.3f}"))
+        if len(own) > MOST_ROWS:
+            table.add_row(state, f"… and {len(own) - MOST_ROWS} more", "", "")
+    return Group(line, table)
+
+
+def show_sweeps(statuses: Iterable[Any]) -> None:
+    """Print sweeps to stdout."""
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for status in statuses:
+        console.print(sweep_view(status))
+
+
+def watch_sweeps(look: Callable[[], Sequence[Any]], *, every_s: float = 2.0) -> None:
+    """Show sweeps anew every few seconds until none of them runs, or Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            statuses = look()
+            live.update(Group(*(sweep_view(status) for status in statuses)), refresh=True)
+            if not any(status.is_running for status in statuses):
+                break
+            time.sleep(every_s)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -21,6 +21,7 @@ from stexpr.config import BASELINES
 
 Run = Callable[..., tuple[int, str, str]]
 
+SWEEP_FLAGS = ["--address", "--engine", "--gpus", "--runs", "--slurm", "--threads", "--workers", "--yes"]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
@@ -34,27 +35,13 @@ FROZEN = {
     "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
+    "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
+    "sweep run": ["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
+    "sweep status": ["--runs", "--watch", "NAMES"],
+    "sweep stop": ["--runs", "NAMES"],
     "train": ["--runs", "OVERRIDES", "STUDY"],
 }
 """What scripts of users rely on: change it only with a line in the CHANGELOG."""
-
-
-@pytest.fixture
-def stexpr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run a command line in an empty folder; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stexpr", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as err:
-            code = int(err.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_verbs_and_flags_are_frozen():

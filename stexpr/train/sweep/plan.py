@@ -73,6 +73,14 @@ class Plan:
     n_shared: int
     notes: tuple[str, ...]
 
+    def summary(self) -> str:
+        """Say how many runs there are and of what."""
+        networks = sum(run.is_network for run in self.runs)
+        parts = [f"{self.config.name}: {len(self.runs):,} runs, {networks:,} of networks in {self.n_studies:,} studies"]
+        parts += [f"{self.n_excluded:,} studies excluded"] if self.n_excluded else []
+        parts += [f"{self.n_shared:,} runs asked for twice"] if self.n_shared else []
+        return "; ".join(parts)
+
     def state_folder(self, runs: Path) -> Path:
         """Return where the state of the sweep is kept."""
         return runs / STATE / self.config.name

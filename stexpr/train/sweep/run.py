@@ -39,6 +39,23 @@ class SweepResult:
         """Whether every run has its record."""
         return not self.failed and not self.n_left
 
+    def in_words(self, name: str, source: str, runs: Path) -> str:
+        """Say what is done, what is missing and which command goes on.
+
+        Args:
+            name: Of the sweep.
+            source: As it was called.
+            runs: Folder of all runs.
+        """
+        words = f"{name}: {self.n_done} runs done now, {self.n_before} before"
+        if self.failed:
+            words += (
+                f", {len(self.failed)} failed (traceback in {self.failed[0][1]}; stexpr sweep retry {source} --runs {runs})"
+            )
+        if self.n_left:
+            words += f", {self.n_left} left (the same command goes on)"
+        return words if not self.is_complete else f"{words}; stexpr leaderboard {runs} --html"
+
 
 def missing_runs(plan: Plan, runs: Path, *, only_failed: bool = False) -> list[PlannedRun]:
     """Return the planned runs without a record; those that failed only if they are asked for, and then only those."""
