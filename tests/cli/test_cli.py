@@ -36,7 +36,7 @@ FROZEN = {
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
-    "sweep run": ["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
+    "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),
     "sweep status": ["--runs", "--watch", "NAMES"],
     "sweep stop": ["--runs", "NAMES"],
     "train": ["--runs", "OVERRIDES", "STUDY"],

@@ -60,7 +60,8 @@ def test_from_a_grid_to_a_leaderboard(stexpr: Run, sweep: Path):
         (["nothing.yaml"], "no configuration 'nothing.yaml'"),
         (["mine.yaml", "--engine", "rey"], "no engine 'rey'; did you mean 'ray'?"),
         (["mine.yaml", "--engine", "slurm", "--slurm", "partition"], "--slurm 'partition' is not of the form key=value"),
-        (["status", "other"], "no sweep was started in runs"),
+        (["status"], "no sweep was started in runs"),
+        (["status", "other"], "no sweep 'other' was started in runs; started there: none"),
         (["retry", "mine.yaml", "cohort=nowhere"], "nowhere"),
     ],
 )
