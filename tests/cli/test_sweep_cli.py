@@ -1,5 +1,6 @@
 """`stexpr sweep` as a person runs it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -8,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -95,43 +97,48 @@ def test_failed_runs_are_told_and_retried(stexpr: Run, sweep: Path):
     assert "Traceback" in json.loads(failure.read_text())["traceback"]
 
 
-def test_the_live_view_ends_with_the_sweep_and_a_signal_ends_the_sweep(sweep: Path, tmp_path: Path):
-    runs = tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-m",
-        "stexpr",
-        "sweep",
-        str(sweep),
-        "--runs",
-        str(runs),
-        "--workers",
-        "1",
-        "training.epochs=500",
-    ]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start `stexpr sweep` beside the test, and leave nothing running."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: object, **streams: Any) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "stexpr", "sweep", *map(str, arguments)]
+        started.append(subprocess.Popen(command, text=True, **streams))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_live_view_ends_with_the_sweep_and_a_signal_ends_the_sweep(
+    sweep: Path, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+):
+    runs, piped = tmp_path / "runs", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sweep, "--runs", runs, "--workers", 1, "training.epochs=500"]
+    running = start(*command, **piped)
     deadline = time.monotonic() + 120
     while not list(runs.glob("*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    again = start(*command, **piped)
+    _, err = again.communicate(timeout=100)
     assert again.returncode == 2
-    assert "is being swept by process" in again.stderr
+    assert "is being swept by process" in err
     terminal, end = pty.openpty()
-    watch = [*stexpr, "status", "--watch", "--runs", str(runs)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
-    watching = subprocess.Popen(watch, stdout=end, stderr=end, env=environment)
+    watching = start("status", "--watch", "--runs", runs, stdout=end, stderr=end, env=environment)
     os.close(end)
     drawn = b""
     while b"epoch" not in drawn:
         drawn += os.read(terminal, 1 << 16)
     assert b"mine (running)" in drawn
     running.send_signal(signal.SIGTERM)
-    try:
+    with contextlib.suppress(OSError):  # Linux says EIO when the last writer is gone
         while chunk := os.read(terminal, 1 << 16):
             drawn += chunk
-    except OSError:  # Linux says EIO when the last writer is gone
-        pass
     os.close(terminal)
     assert watching.wait(timeout=60) == 0
     assert b"mine (not running)" in drawn
