@@ -1,6 +1,8 @@
 """From a model and images to features and expression."""
 
+import gc
 import json
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +11,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from stexpr.data.datasets import SpotDataset, even_parts
+from stexpr.errors import ModelError
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.types import COUNTS, MEASURED, PROVENANCE, SPATIAL
@@ -27,6 +30,24 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a forward pass: bf16 where asked for, or on CUDA for `auto`; on a CPU it gains nothing."""
     enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch and the libraries under it say when there is no memory left, in errors that have no type of their own."""
+
+
+def out_of_memory(err: BaseException) -> bool:
+    """Whether an error says that the device or the machine has no memory left."""
+    if isinstance(err, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(err, RuntimeError) and any(words in str(err) for words in NO_MEMORY)
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt held; call it after the `except` block, which keeps the attempt's tensors alive."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def predict_expression(
@@ -48,22 +69,38 @@ def predict_expression(
         model: The model, on its device; it is put into evaluation mode and back.
         dataset: Where the patches are read.
         rows: Rows to predict, in this order.
-        batch_size: Patches at a time.
+        batch_size: Patches at a time; halved as often as memory asks for, which changes no prediction.
         symmetries: Average over the eight flips and rotations.
         precision: As in `TrainingConfig`.
         workers: Loader processes.
 
     Returns:
         Expression in the unit of the protocol.
+
+    Raises:
+        ModelError: There is no memory for one patch.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    predicted = []
-    with torch.inference_mode():
-        for batch in dataset.batches(even_parts(rows, batch_size), device=device, workers=workers):
-            with autocast(device, precision):
-                predicted.append(model.predict(batch.patches, symmetries=symmetries).float().cpu().numpy())
+    predicted = [np.empty((0, model.main_objective.n_outputs), dtype=np.float32)]
+    done = 0
+    while done < len(rows):
+        try:
+            with torch.inference_mode():
+                for batch in dataset.batches(even_parts(rows[done:], batch_size), device=device, workers=workers):
+                    with autocast(device, precision):
+                        predicted.append(model.predict(batch.patches, symmetries=symmetries).float().cpu().numpy())
+                    done += len(batch)
+        except (RuntimeError, MemoryError) as err:
+            if not out_of_memory(err):
+                raise
+            if batch_size == 1:
+                raise ModelError("out of memory while predicting one patch; take a smaller network or window") from err
+        else:
+            break
+        batch_size = math.ceil(min(batch_size, len(rows) - done) / 2)
+        release_memory()
     model.train(was_training)
     return np.concatenate(predicted)
 

@@ -46,6 +46,19 @@ class SpotBatch:
     counts_auxiliary: Float32[Tensor, "B A"]
     library: Float32[Tensor, "B"]
 
+    def __len__(self) -> int:
+        return len(self.library)
+
+    def split(self, n: int) -> "tuple[SpotBatch, ...]":
+        """Return the batch in `n` parts of nearly equal size, in the order of its spots."""
+        pieces = (
+            self.patches.tensor_split(n),
+            self.counts_main.tensor_split(n),
+            self.counts_auxiliary.tensor_split(n),
+            self.library.tensor_split(n),
+        )
+        return tuple(SpotBatch(*piece) for piece in zip(*pieces, strict=True))
+
 
 @runtime_checkable
 class Progress(Protocol):

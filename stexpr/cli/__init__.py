@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb runs, so `stexpr --help` answers at once
 """
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -182,12 +183,18 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _has_spokesman() -> bool:
+    """Whether another process of the same training says what all of them have to say."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def main() -> None:
     """Run the command line; what stexpr refuses is one line on stderr and exit code 2."""
     try:
         app()
     except StexprError as err:
-        terminal.fail(str(err))
+        if not getattr(err, "said", _has_spokesman()):
+            terminal.fail(str(err))
         sys.exit(getattr(err, "exit_code", 2))
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):

@@ -110,6 +110,7 @@ class Record(Strict):
     values: dict[str, Value]
     scoring: Plain = Field({}, description="replicates, repeats and seed of the random parts of the score")
     notes: tuple[str, ...] = ()
+    execution: Plain = Field({}, description="processes, threads of each, and accumulation: parts each batch was processed in")
     wall_time_s: float = Field(ge=0)
     device: str
     versions: dict[str, str]

@@ -4,7 +4,10 @@ Tissue has no up and no left, so all eight flips and rotations of a patch are eq
 for each.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,20 +21,30 @@ HED = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Optical density of hematoxylin, eosin and a residual in red, green and blue (Ruifrok and Johnston 2001)."""
 
 
-def augment(config: InputConfig, batch: SpotBatch, generator: torch.Generator) -> SpotBatch:
+class Share(NamedTuple):
+    """Which rows of a whole batch are here; several processes share a batch.
+
+    Random numbers are drawn for the whole batch, so that a spot gets those it would get from one process.
+    """
+
+    start: int
+    total: int
+
+
+def augment(config: InputConfig, batch: SpotBatch, generator: torch.Generator, share: Share | None = None) -> SpotBatch:
     """Change each patch of a batch at random, as the study says; counts stay as they are.
 
     Args:
         config: Which changes, and how strong.
         batch: One step's spots.
         generator: The only source of randomness, on the batch's device.
+        share: Which rows of the step they are, None for all.
     """
     patches = batch.patches
     if config.symmetries:
-        which = torch.randint(N_SYMMETRIES, (len(patches),), generator=generator, device=generator.device)
-        patches = apply_symmetries(patches, which)
+        patches = apply_symmetries(patches, _drawn(len(patches), share, partial(torch.randint, N_SYMMETRIES), generator))
     if config.brightness or config.contrast or config.saturation or config.stain_jitter:
-        patches = jitter_colors(patches, config, generator=generator)
+        patches = jitter_colors(patches, config, generator=generator, share=share)
     return replace(batch, patches=patches)
 
 
@@ -52,7 +65,7 @@ def apply_symmetries(patches: UInt8[Tensor, "B 3 H W"], which: Int64[Tensor, "B"
 
 
 def jitter_colors(
-    patches: UInt8[Tensor, "B 3 H W"], config: InputConfig, *, generator: torch.Generator
+    patches: UInt8[Tensor, "B 3 H W"], config: InputConfig, *, generator: torch.Generator, share: Share | None = None
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Change stain densities, brightness, contrast and saturation of each patch by factors of its own.
 
@@ -60,15 +73,15 @@ def jitter_colors(
         patches: Square patches.
         config: Half-widths of the factors about 1, and the SD of the log stain factors.
         generator: Source of the factors, on the patches' device.
+        share: Which rows of the whole batch they are, None for all.
     """
     images = patches.float() / 255
 
     def factor(width: float) -> Float[Tensor, "B 1 1 1"]:
-        drawn = torch.rand((len(images), 1, 1, 1), generator=generator, device=generator.device)
-        return 1 + width * (2 * drawn - 1)
+        return 1 + width * (2 * _drawn(len(images), share, torch.rand, generator, 1, 1, 1) - 1)
 
     if config.stain_jitter:
-        logs = torch.randn((len(images), 2), generator=generator, device=generator.device) * config.stain_jitter
+        logs = _drawn(len(images), share, torch.randn, generator, 2) * config.stain_jitter
         images = scale_stains(images, logs.exp())
     if config.brightness:
         images = images * factor(config.brightness)
@@ -79,6 +92,11 @@ def jitter_colors(
         gray = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
         images = gray + (images - gray) * factor(config.saturation)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _drawn(n: int, share: Share | None, draw: Callable[..., Tensor], generator: torch.Generator, *shape: int) -> Tensor:
+    start, total = share or Share(0, n)
+    return draw((total, *shape), generator=generator, device=generator.device)[start : start + n]
 
 
 def scale_stains(images: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:

@@ -27,6 +27,11 @@ class TrainableModel(nn.Module, abc.ABC):
     def loss(self, batch: Any) -> Loss:
         """Return the loss of a batch of the kind the model reads."""
 
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the loss of a batch is more than a mean over its examples, so that parts of a batch have another."""
+        return False
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return parameters for an optimizer: matrices and kernels decay; biases, scales and dispersions do not."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -13,6 +13,7 @@ import torch
 
 from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
+from stexpr.train.distributed import Processes
 
 FORMAT = 1
 WATCH_S = 1.0
@@ -32,6 +33,11 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+
+    def agree(self, processes: Processes) -> None:
+        """Set the flag where it is set in any process, so that all stop at the same step."""
+        if processes.size > 1:
+            self.signal_number = processes.largest(self.signal_number or 0) or None
 
     def raise_if_set(self) -> None:
         """Raise `InterruptedTrainingError` if a signal arrived."""

@@ -19,9 +19,12 @@ from torch import Tensor
 from stexpr.config import TrainingConfig
 from stexpr.data.datasets import even_parts
 from stexpr.errors import TrainingError
-from stexpr.inference import autocast
+from stexpr.models.augment import Share
 from stexpr.models.trainable import TrainableModel
+from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.distributed import ALONE, Processes
+from stexpr.train.step import Step
 from stexpr.types import Progress, silent
 
 
@@ -68,7 +71,7 @@ class Validation(NamedTuple):
 
 
 Model = TypeVar("Model", bound=TrainableModel)
-Augment: TypeAlias = Callable[[Any, torch.Generator], Any]
+Augment: TypeAlias = Callable[[Any, torch.Generator, Share], Any]
 
 
 class Fit(Generic[Model]):
@@ -79,12 +82,17 @@ class Fit(Generic[Model]):
         examples: Where the rows are read.
         train_rows: Rows to learn from.
         validation: What is measured after each epoch, None for nothing.
-        augment: Changes a batch at random, drawing from the generator given.
+        augment: Changes a share of a batch at random, drawing for the whole batch from the generator given.
         training: Optimizer and schedule.
         n_epochs: When to stop; the learning rate follows `training.epochs` all the same.
         seed: With `phase`, the source of every random number.
         phase: Which training of the run this is.
         workers: Loader processes.
+        processes: Who shares each batch.
+        accumulation: In how many parts each share is processed.
+
+    Raises:
+        TrainingError: A batch has fewer examples than there are processes, or the loss of its parts is another.
     """
 
     def __init__(
@@ -100,6 +108,8 @@ class Fit(Generic[Model]):
         seed: int,
         phase: int,
         workers: int = 0,
+        processes: Processes = ALONE,
+        accumulation: Accumulation | None = None,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -115,11 +125,14 @@ class Fit(Generic[Model]):
         self.optimizer = make_optimizer(model, training)
         self.steps_per_epoch = math.ceil(len(train_rows) / training.batch_size)
         self.state = FitState()
-        self._batch_norms = [
-            (layer, layer.momentum)
-            for layer in model.modules()
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.momentum is not None
-        ]
+        self.processes = processes
+        smallest = len(train_rows) // max(self.steps_per_epoch, 1)
+        if smallest < processes.size:
+            raise TrainingError(
+                f"training.batch_size = {training.batch_size} makes batches of {smallest}, which {processes.size} processes "
+                "cannot share; raise it, or start fewer processes"
+            )
+        self._step = Step(model, self.optimizer, training, processes, accumulation or Accumulation())
         self.best_weights: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,22 +204,21 @@ class Fit(Generic[Model]):
         parts = even_parts(order, self.training.batch_size)
         pending: dict[str, list[Tensor]] = {}
         self.model.train()
-        batches = self.examples.batches(parts[done:], device=self.device, workers=self.workers)
+        rank = self.processes.rank
+        shares = [self.processes.share(part) for part in parts[done:]]
+        batches = self.examples.batches(shares, device=self.device, workers=self.workers)
         for step, batch in enumerate(batches, start=done):
-            torch.manual_seed(self._seed(epoch, step))
-            batch = self.augment(batch, self._generator(epoch, step, device=self.device))
-            self._average_young_statistics(epoch, step)
+            total = len(parts[step])
+            share = Share(self.processes.start(total), total)
+            batch = self.augment(batch, self._generator(epoch, step, device=self.device), share)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(epoch, step)
-            with autocast(self.device, self.training.precision):
-                loss = self.model.loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            if self.training.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-            self.optimizer.step()
-            for part, value in {"loss": loss.total.detach(), **loss.parts}.items():
+            # dropout differs between processes, as it does between the rows of a batch
+            seed = self._seed(epoch, step, *([rank] if rank else []))
+            losses = self._step.take(batch, total=total, number=epoch * self.steps_per_epoch + step, seed=seed)
+            for part, value in losses.items():
                 pending.setdefault(part, []).append(value)
+            stop.agree(self.processes)
             if stop.signal_number is not None:
                 self._collect(pending, parts, done)
                 self.state.step = step + 1
@@ -214,20 +226,10 @@ class Fit(Generic[Model]):
                 stop.raise_if_set()
         self._collect(pending, parts, done)
 
-    def _average_young_statistics(self, epoch: int, step: int) -> None:
-        """Let batch normalization's running statistics begin as the plain mean of the first steps.
-
-        From their initial 0 and 1 they would take dozens of steps to reach a young network's activations (Inception-v3's are
-        in the millions), and an epoch of a small cohort has a dozen; until then evaluation mode predicts nonsense.
-        """
-        share = 1 / (epoch * self.steps_per_epoch + step + 1)
-        for layer, momentum in self._batch_norms:
-            layer.momentum = max(momentum, share)
-
     def _collect(self, pending: dict[str, list[Tensor]], parts: tuple[Tensor, ...], done: int) -> None:
         """Bring the losses to the host, once an epoch: a look at each step would stall a GPU."""
         for part, values in pending.items():
-            losses = torch.stack(values).float().cpu()
+            losses = self.processes.total(torch.stack(values).float().cpu())
             for i in torch.nonzero(~losses.isfinite()).flatten().tolist():
                 named = ", ".join(self.examples.names(parts[done + i][:3]))
                 raise TrainingError(

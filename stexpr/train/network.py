@@ -1,30 +1,31 @@
 """Trains the network of one fold: the inner trainings that choose the number of epochs, then the final one."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from stexpr.config import NetworkConfig, StudyConfig, TrainingConfig
+from stexpr.config import NetworkConfig, StudyConfig
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold, InnerSplit
 from stexpr.errors import TrainingError
-from stexpr.evaluate.metrics import pearson_per_gene
-from stexpr.inference import pick_device, predict_expression
+from stexpr.inference import out_of_memory, pick_device
 from stexpr.models.augment import augment
 from stexpr.models.objectives import make_objective
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
+from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag, load_checkpoint, save_checkpoint
+from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsynchronized
 from stexpr.train.folder import CHECKPOINT
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.tracking import MetricsFile, Tracker
+from stexpr.train.validation import choose_epoch, validation_pearson
 from stexpr.types import Progress, silent
 
 
@@ -36,13 +37,17 @@ class Trained:
         model: With the weights to predict with, on its device.
         curves: Validation r after each epoch, one list per inner training.
         chosen_epochs: Epochs the final weights were trained for.
-        seconds: Time spent training, over all processes that took part.
+        seconds: Time spent training, over all starts of the run.
+        execution: On how many processes and threads, and in how many parts each batch, as the record has it.
+        notes: What of that may have changed the result, in words.
     """
 
     model: SpotRegressor
     curves: tuple[tuple[float, ...], ...]
     chosen_epochs: int
     seconds: float
+    execution: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class NetworkTraining:
         transform: Unit of expression.
         folder: The run's folder, for the checkpoint.
         progress: Shows the epochs of each training.
+        processes: Who shares the training.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class NetworkTraining:
         folder: Path,
         *,
         progress: Progress = silent,
+        processes: Processes = ALONE,
     ) -> None:
         assert isinstance(config.model, NetworkConfig)
         self.config = config
@@ -87,21 +94,25 @@ class NetworkTraining:
         self.training_rows = dataset.rows(dict.fromkeys(fold.train_sections))
         self.path = folder / CHECKPOINT
         self.progress = progress
+        self.processes = processes
+        self.accumulation = Accumulation(folder)
         self.curves: list[list[float]] = []
         self.seconds = 0.0
 
-    def run(self, metrics: MetricsFile, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None) -> Trained:
+    def run(
+        self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
+    ) -> Trained:
         """Train what the checkpoint does not hold yet.
 
         Args:
-            metrics: The run's `metrics.jsonl`, cut back to the checkpoint.
+            metrics: The run's `metrics.jsonl`, cut back to the checkpoint; None where another process writes it.
             trackers: Where each epoch's values go, `metrics` among them.
             stop: Asked after every step.
             resumed: The checkpoint, None to start afresh.
 
         Raises:
             InterruptedTrainingError: A signal arrived; the state is saved.
-            TrainingError: A loss is not finite; the note names the fold.
+            TrainingError: A loss is not finite, or there is no memory for one example; the note names the fold.
         """
         first = int(resumed["phase"]) if resumed else 0
         self.curves = list(resumed["curves"]) if resumed else []
@@ -114,11 +125,23 @@ class NetworkTraining:
                 self._run_phase(index, fit, metrics, trackers, stop)
             except Exception as err:
                 err.add_note(f"in fold {self.fold.index}, {self._phase(index).name} training")
+                if out_of_memory(err):  # outside of a step, where smaller parts would not help
+                    raise TrainingError(f"out of memory: {err}; take a smaller network or training.batch_size") from err
                 raise
             if self._phase(index).validation_rows is not None:
                 self.curves.append(fit.state.curve)
         chosen = self.config.training.epochs if not self.curves else choose_epoch(self.curves)
-        return Trained(fit.model, tuple(map(tuple, self.curves)), chosen, self.seconds)
+        execution, notes = self._execution(fit.model)
+        return Trained(fit.model, tuple(map(tuple, self.curves)), chosen, self.seconds, execution, notes)
+
+    def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
+        size, parts = self.processes.size, self.accumulation.parts
+        execution = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
+        note = self.accumulation.note(self.config.training.batch_size, size, batch_norm=normalizes_batches(model))
+        notes = [note] if note else []
+        if size > 1 and unsynchronized(model):
+            notes.append(f"batch normalization saw only the spots of one of {size} processes at a time")
+        return execution, tuple(notes)
 
     @property
     def n_phases(self) -> int:
@@ -140,11 +163,12 @@ class NetworkTraining:
     def _fit(self, index: int) -> Fit[SpotRegressor]:
         phase = self._phase(index)
         model = build_network(self.config, self.dataset, self.training_rows, self.transform)
+        model = self.processes.synchronized(model)
         rows = phase.validation_rows
 
         def measure() -> float:
             assert rows is not None
-            return validation_pearson(model, self.dataset, rows, self.transform, self.config.training)
+            return validation_pearson(model, self.dataset, rows, self.transform, self.config.training, processes=self.processes)
 
         return Fit(
             model,
@@ -157,18 +181,21 @@ class NetworkTraining:
             seed=self.config.seed,
             phase=index,
             workers=self.config.runtime.workers,
+            processes=self.processes,
+            accumulation=self.accumulation,
         )
 
     def _run_phase(
-        self, index: int, fit: Fit[SpotRegressor], metrics: MetricsFile, trackers: list[Tracker], stop: StopFlag
+        self, index: int, fit: Fit[SpotRegressor], metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag
     ) -> None:
         began = time.monotonic()
         before = self.seconds
 
         def save() -> None:
             self.seconds = before + time.monotonic() - began
-            state = {"phase": index, "curves": self.curves, "seconds": self.seconds, "lines": metrics.lines}
-            save_checkpoint(self.path, {**state, "state": fit.state_dict()})
+            lines = metrics.lines if metrics is not None else 0
+            state = {"phase": index, "curves": self.curves, "seconds": self.seconds, "lines": lines}
+            self.processes.on_first(lambda: save_checkpoint(self.path, {**state, "state": fit.state_dict()}))
 
         def on_epoch(values: dict[str, float | int]) -> None:
             for tracker in trackers:
@@ -190,50 +217,17 @@ class NetworkTraining:
         return f"inner {index}" if index < len(self.fold.inner) else "final"
 
     def resume(self) -> dict[str, Any] | None:
-        """Read the checkpoint of this run, None if there is none."""
-        return load_checkpoint(self.path)
+        """Read the checkpoint of this run, None if there is none.
 
-
-def validation_pearson(
-    model: SpotRegressor,
-    dataset: SpotDataset,
-    rows: Int64[Tensor, "S"],
-    transform: ExpressionTransform,
-    training: TrainingConfig,
-) -> float:
-    """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0.
-
-    Args:
-        model: The model, as it is after an epoch.
-        dataset: Where the rows are read.
-        rows: Validation spots.
-        transform: Unit of expression.
-        training: Batch size and precision.
-
-    Raises:
-        TrainingError: No gene varies over the spots of any section.
-    """
-    predicted = predict_expression(model, dataset, rows, batch_size=training.batch_size, precision=training.precision)
-    measured = transform(dataset.counts_main[rows].numpy(), dataset.library[rows].numpy())
-    sections = dataset.spots["section"].to_numpy()[rows.numpy()]
-    means = []
-    for section in dict.fromkeys(sections):
-        own = sections == section
-        scored = measured[own].std(axis=0) > 0
-        if own.sum() > 1 and scored.any():
-            means.append(np.nan_to_num(pearson_per_gene(predicted[own][:, scored], measured[own][:, scored])).mean())
-    if not means:
-        raise TrainingError("no gene varies over the validation spots, so no epoch can be chosen; set validation.rule=epochs")
-    return float(np.mean(means))
-
-
-def choose_epoch(curves: list[list[float]]) -> int:
-    """Return the number of epochs with the highest validation r, averaged over the inner trainings.
-
-    Only epochs that every inner training reached are compared; the earliest wins a tie.
-    """
-    reached = min(map(len, curves))
-    return int(np.mean([curve[:reached] for curve in curves], axis=0).argmax()) + 1
+        Raises:
+            TrainingError: It cannot be read, or not all processes see the same.
+        """
+        state = load_checkpoint(self.path)
+        fit = state["state"]["fit"] if state else {}
+        seen = self.processes.exchange((state["phase"], fit["epoch"], fit["step"]) if state else None)
+        if seen.count(seen[0]) < len(seen):
+            raise TrainingError(f"not all processes see the same {self.path}; put the runs on a file system they share")
+        return state
 
 
 def build_network(

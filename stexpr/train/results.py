@@ -198,6 +198,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "values": {name: value.model_dump() for name, value in scores.summary.items()},
             "scoring": SCORING,
             "notes": tuple(notes),
+            "execution": trained.execution if trained else {},
             "wall_time_s": round(seconds, 3),
             "device": device_name(config) if trained else "cpu",
             "versions": versions(),

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,10 @@ from stexpr.inference import predict_expression
 from stexpr.models.export import save_model
 from stexpr.panel import ExpressionTransform, Preprocessing
 from stexpr.train import folder as names
+from stexpr.train.accumulation import Accumulation
 from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.network import NetworkTraining, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
@@ -57,6 +61,7 @@ def run_fold(
     runs: Path,
     *,
     stop: StopFlag,
+    processes: Processes = ALONE,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -69,6 +74,7 @@ def run_fold(
         split_hash: Identifies all folds of the split together.
         runs: Folder of all runs.
         stop: Asked after every training step.
+        processes: Who shares the training; the first writes.
         progress: Shows the epochs.
         report: Receives one line when the run is done.
 
@@ -80,44 +86,72 @@ def run_fold(
         StexprError: Whatever is wrong; results of earlier runs stay whole.
     """
     folder = run_folder(runs, config, cohort, fold)
-    with names.exclusive(folder):
-        if (folder / RECORD).exists():
-            if isinstance(config.model, NetworkConfig):  # every study of a protocol passes by its baselines
+    is_network = isinstance(config.model, NetworkConfig)
+    with ExitStack() as held:
+
+        def hold() -> bool:
+            held.enter_context(names.exclusive(folder))
+            return (folder / RECORD).exists()
+
+        if processes.on_first(hold):
+            if is_network:  # every study of a protocol passes by its baselines
                 report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
             return folder
-        began = time.monotonic()
-        names.write_config(folder / names.CONFIG, config)
-        write_folds(folder / names.FOLDS, [fold])
-        unit = config.protocol.expression
-        transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
-        panel = fold_panel(config.protocol.panel, cohort, fold)
-        job = Job(config, cohort, fold, split_hash, panel, transform, window_px(config, cohort), folder)
-        trackers: list[Tracker] = []
-        is_network = isinstance(config.model, NetworkConfig)
-        predicted = _run_network(job, trackers, stop, progress) if is_network else run_baseline(job)
-        scores, maps = write_results(job, predicted)
-        seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
-        record = make_record(job, predicted, scores, seconds)
-        summary = {name: value.value for name, value in record.values.items() if value.value is not None}
-        for tracker in trackers:
-            tracker.finish(summary, scores.per_gene, maps, folder / names.MODEL if predicted.trained else None)
-        write_record(folder, record)
-        (folder / names.CHECKPOINT).unlink(missing_ok=True)
-        report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
+        job = _job(config, cohort, fold, split_hash, folder)
+        began, trackers = time.monotonic(), list[Tracker]()
+
+        def conclude(predicted: Predicted) -> None:
+            seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
+            record = _write(job, predicted, trackers, seconds)
+            report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
+
+        processes.on_first(lambda: _describe(job))
+        if is_network:
+            network = _run_network(job, trackers, stop, processes, progress)
+            processes.on_first(lambda: conclude(network))
+        else:
+            processes.on_first(lambda: conclude(run_baseline(job)))
         return folder
 
 
-def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Progress) -> Predicted:
+def _job(config: StudyConfig, cohort: PreparedCohort, fold: Fold, split_hash: str, folder: Path) -> Job:
+    unit = config.protocol.expression
+    transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
+    panel = fold_panel(config.protocol.panel, cohort, fold)
+    return Job(config, cohort, fold, split_hash, panel, transform, window_px(config, cohort), folder)
+
+
+def _describe(job: Job) -> None:
+    names.write_config(job.folder / names.CONFIG, job.config)
+    write_folds(job.folder / names.FOLDS, [job.fold])
+
+
+def _write(job: Job, predicted: Predicted, trackers: list[Tracker], seconds: float) -> Record:
+    folder, trained = job.folder, predicted.trained
+    scores, maps = write_results(job, predicted)
+    record = make_record(job, predicted, scores, seconds)
+    summary = {name: value.value for name, value in record.values.items() if value.value is not None}
+    for tracker in trackers:
+        tracker.finish(summary, scores.per_gene, maps, folder / names.MODEL if trained else None)
+    write_record(folder, record)
+    (folder / names.CHECKPOINT).unlink(missing_ok=True)
+    Accumulation(folder).forget()
+    return record
+
+
+def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: Processes, progress: Progress) -> Predicted:
     config, cohort, fold, panel, folder = job.config, job.cohort, job.fold, job.panel, job.folder
     needed = panel.without_auxiliary() if without_auxiliary(config) else panel
     in_memory = config.runtime.patches_in_memory
     seen = fold.train_sections if fold.inner_rule != "test" else (*fold.train_sections, *fold.test_sections)
     data = job.spots(seen, needed, in_memory=in_memory)
-    training = NetworkTraining(config, fold, data, job.transform, folder, progress=progress)
+    training = NetworkTraining(config, fold, data, job.transform, folder, progress=progress, processes=processes)
     resumed = training.resume()
-    metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
-    trackers.append(metrics)
-    if config.runtime.tracker == "wandb":
+    metrics = None
+    if processes.first:
+        metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
+        trackers.append(metrics)
+    if processes.first and config.runtime.tracker == "wandb":
         name = f"{config.model.label}-f{fold.index}-s{config.seed}".replace(" ", "")
         trackers.append(WandbMirror(config, folder, run_id=folder.name, name=name, fold=fold.index, cohort_hash=cohort.hash))
     trained = training.run(metrics, trackers, stop, resumed)
@@ -127,7 +161,7 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
     expression = predict_expression(
         trained.model,
         test,
-        torch.arange(len(test)),
+        processes.share(torch.arange(len(test))),
         batch_size=config.training.batch_size,
         symmetries=config.input.test_symmetries,
         precision=config.training.precision,
@@ -137,7 +171,8 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
     preprocessing = Preprocessing(
         cohort.mpp, job.window_px, backbone.input_px, cohort.manifest.stain, backbone.mean, backbone.sd
     )
-    save_model(
+    export = partial(
+        save_model,
         folder / names.MODEL,
         trained.model,
         panel=needed,
@@ -145,10 +180,12 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, progress: Pr
         preprocessing=preprocessing,
         provenance=job.provenance(),
     )
+    processes.on_first(export)
     resized = backbone.input_px != job.window_px
     notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
     notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
-    return Predicted(expression, test, mean.astype(np.float32), tuple(notes), trained)
+    notes += trained.notes
+    return Predicted(processes.gather(expression), test, mean.astype(np.float32), tuple(notes), trained)
 
 
 def _in_words(record: Record) -> str:

@@ -8,7 +8,8 @@ from stexpr.data.splits import Fold, make_folds
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError, ProtocolError
 from stexpr.evaluate.audit.leakage import check_before_training
-from stexpr.train.checkpoint import stop_on_signals
+from stexpr.train.checkpoint import StopFlag, stop_on_signals
+from stexpr.train.distributed import Processes, joined
 from stexpr.train.run import run_fold, window_px
 from stexpr.types import Progress, silent
 
@@ -76,6 +77,9 @@ def run_study(
 ) -> list[Path]:
     """Run a study and the baselines of its protocol, fold by fold; what has a record is not run again.
 
+    Where `torchrun` started several processes, they share the training of each network; the first writes, reports and fits
+    the baselines.
+
     Args:
         config: The study.
         runs: Folder of all runs.
@@ -91,15 +95,31 @@ def run_study(
         InterruptedTrainingError: SIGINT or SIGTERM arrived; the same call resumes.
         StexprError: Whatever is wrong with a run; the other runs stay whole.
     """
+    with joined(config.runtime.device) as processes, stop_on_signals() as stop:
+        if not processes.first:
+            progress, report = silent, lambda line: None
+        return _run_study(config, runs, stop, processes, progress=progress, report=report)
+
+
+def _run_study(
+    config: StudyConfig,
+    runs: Path,
+    stop: StopFlag,
+    processes: Processes,
+    *,
+    progress: Progress,
+    report: Callable[[str], None],
+) -> list[Path]:
     cohort = open_cohort(config)
     folds = study_folds(config, cohort)
     for note in check_before_training(cohort, folds):
         report(f"{cohort.name}: {note}")
     jobs = study_jobs(config, folds)
     split_hash = hash_of_split(folds)
-    with stop_on_signals() as stop:
-        done = []
-        for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):
-            stop.raise_if_set()
-            done.append(run_fold(study, cohort, fold, split_hash, runs, stop=stop, progress=progress, report=report))
+    done = []
+    for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):
+        stop.agree(processes)
+        stop.raise_if_set()
+        one = run_fold(study, cohort, fold, split_hash, runs, stop=stop, processes=processes, progress=progress, report=report)
+        done.append(one)
     return done

@@ -1,5 +1,6 @@
 """A study small enough to train in a second or two."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,23 @@ def study(small_cohort: Path, tmp_path: Path) -> Callable[..., StudyConfig]:
         return load_study(path, overrides)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def baselines(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Return what puts the finished baselines of fold 0 into a folder of runs, so that only the network is left to run."""
+    folder = tmp_path_factory.mktemp("baselines")
+    done: list[Path] = []
+
+    def lend(runs: Path) -> None:
+        from stexpr.train.study import run_study
+
+        if not done:
+            path = folder / "study.yaml"
+            path.write_text(STUDY.format(cohort=small_cohort))
+            config = load_study(path, ["folds=[0]", "model={kind: training_mean}"])
+            done.extend(run_study(config, folder / "runs"))
+        for run in done:
+            shutil.copytree(run, runs / run.name, dirs_exist_ok=True)
+
+    return lend

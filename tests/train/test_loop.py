@@ -18,7 +18,8 @@ from stexpr.models.augment import augment
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.loop import Fit, FitState, Validation, make_optimizer
-from stexpr.train.network import build_network, choose_epoch, validation_pearson
+from stexpr.train.network import build_network
+from stexpr.train.validation import choose_epoch, validation_pearson
 
 PANEL = GenePanel(
     main=tuple(f"G{i:02d}" for i in range(12)), auxiliary=("G20", "G21"), rule="list", scope="training", min_detection=0.0
