@@ -25,7 +25,7 @@ FLOORS = [
 ]
 HEAVY = ("torch", "timm", "scanpy", "squidpy", "wandb")
 IN_ONE_MODULE = {
-    "wandb": "train.tracking",
+    "wandb": "train.wandb_client",
     "openslide": "data.rasters",
     "scanpy": "panel",
     "ray": None,
