@@ -26,6 +26,7 @@ FLOORS = [
 HEAVY = ("torch", "timm", "scanpy", "squidpy", "wandb")
 IN_ONE_MODULE = {
     "wandb": "train.wandb_client",
+    "wandb_workspaces": "train.mirror_report",
     "openslide": "data.rasters",
     "scanpy": "panel",
     "ray": None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stexpr.cli import terminal
+from stexpr.errors import ConfigError
 
 app = typer.Typer(help="Send runs to Weights & Biases, and lay out their workspace.", no_args_is_help=True)
 
@@ -27,3 +28,24 @@ def sync(
     terminal.say(", ".join(f"{count} {state}" for state, count in states.items()) or f"{runs}: no runs of Weights & Biases")
     if states["failed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[Path | None, typer.Argument(help="A folder of runs; shows their studies alone.")] = None,
+    project: Annotated[str | None, typer.Option(help="The project, where it is not the one the runs name.")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the definition, and create nothing.")] = False,
+) -> None:
+    """Create a report of learning curves, r by backbone and r by gene; without wandb-workspaces, print its definition."""
+    from stexpr.train import mirror_report
+
+    if runs is not None:
+        definition = mirror_report.report_of_runs(runs, project)
+    elif project is not None:
+        definition = mirror_report.report_definition(project)
+    else:
+        raise ConfigError("name a folder of runs, or a project with --project")
+    if only_print or not mirror_report.has_workspaces():
+        terminal.say(json.dumps(definition, indent=2))
+    else:
+        terminal.say(mirror_report.create_report(definition))

@@ -16,6 +16,7 @@ __all__ = [
     "SYNCED",
     "client",
     "close_run",
+    "default_entity",
     "harmless",
     "in_words",
     "open_run",
@@ -37,6 +38,11 @@ def client() -> Any:
     import wandb
 
     return wandb
+
+
+def default_entity() -> str:
+    """Return the account, or its team, that runs go to where none is named."""
+    return str(client().Api(timeout=20).default_entity)
 
 
 def register_chart(entity: str, name: str, title: str, spec: Mapping[str, Any]) -> str:

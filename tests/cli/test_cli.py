@@ -35,6 +35,8 @@ FROZEN = {
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "train": ["--runs", "OVERRIDES", "STUDY"],
+    "wandb report": ["--print", "--project", "RUNS"],
+    "wandb sync": ["RUNS"],
 }
 """What scripts of users rely on: change it only with a line in the CHANGELOG."""
 
