@@ -131,7 +131,7 @@ def leaderboard(
     if wandb:
         from stexpr.train.mirror import log_board
 
-        terminal.say(log_board(board, wandb, output))
+        terminal.say(log_board(board, wandb, output, runs=runs))
 
 
 @app.command()

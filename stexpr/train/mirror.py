@@ -18,6 +18,7 @@ from stexpr.config import NetworkConfig, StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.page.figures import as_plotly, board_figures
 from stexpr.evaluate.page.view import board_view
+from stexpr.evaluate.records import read_records
 from stexpr.train import folder as names
 from stexpr.train.wandb_client import LEAVE_S, RESULTS_S, client, close_run, in_words, open_run, within
 
@@ -182,21 +183,22 @@ class WandbMirror:
         warnings.warn(message, stacklevel=3)
 
 
-def log_board(board: Leaderboard, project: str, folder: Path, *, group: str | None = None) -> str:
+def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | None = None) -> str:
     """Log a board to Weights & Biases: its tables and the figures of its page, in a run of the job type `leaderboard`.
 
     Args:
         board: The board.
         project: Where it goes.
         folder: Where wandb keeps its files, and the whole run without a connection.
-        group: The study whose runs it ranks.
+        runs: Where its runs are: with the networks of one study, it joins their group.
 
     Returns:
         A sentence that says where it is, and what to do where no server took it.
     """
     wandb = client()
 
-    given = {"project": project, "name": board.title, "group": group or board.title, "job_type": "leaderboard"}
+    group = _study(runs) or board.title
+    given = {"project": project, "name": board.title, "group": group, "job_type": "leaderboard"}
     images = {name: as_plotly(figure) for name, figure in board_figures(board_view(board)).items()}
     tables = {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons}
     leading = board.models.iloc[0]
@@ -226,6 +228,12 @@ def log_board(board: Leaderboard, project: str, folder: Path, *, group: str | No
         return f"logged to {place}"
     reason = f"Weights & Biases did not take it: {trouble}" if trouble else "nobody is logged in, or WANDB_MODE says so"
     return f"logged to {Path(run.dir).parent}, offline ({reason}); send it with `stexpr wandb sync {folder}`"
+
+
+def _study(runs: Path | None) -> str | None:
+    found = read_records(runs).complete if runs is not None else ()
+    studies = {run.record.study for run in found if run.record.kind == "network"}
+    return studies.pop() if len(studies) == 1 else None
 
 
 def _table(frame: pd.DataFrame) -> Any:

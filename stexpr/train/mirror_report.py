@@ -53,7 +53,7 @@ def report_of_runs(runs: Path, project: str | None = None) -> dict[str, Any]:
         DataError: There is no finished run.
         ConfigError: There are only baselines, or runs of several projects.
     """
-    found = [run for run in read_records(runs).runs if run.record.kind == "network"]
+    found = [run for run in read_records(runs).complete if run.record.kind == "network"]
     if not found:
         raise ConfigError(f"{runs} holds no run of a network, and baselines are not mirrored")
     named = {load_study(run.folder / CONFIG).runtime.wandb_project for run in found} if project is None else {project}
