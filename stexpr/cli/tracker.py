@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stexpr.cli import terminal
-from stexpr.errors import ConfigError
+from stexpr.errors import ConfigError, TrainingError
 
 app = typer.Typer(help="Send runs to Weights & Biases, and lay out their workspace.", no_args_is_help=True)
 
@@ -36,7 +36,10 @@ def report(
     project: Annotated[str | None, typer.Option(help="The project, where it is not the one the runs name.")] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the definition, and create nothing.")] = False,
 ) -> None:
-    """Create a report of learning curves, r by backbone and r by gene; without wandb-workspaces, print its definition."""
+    """Create a report of learning curves, r by backbone and r by gene, or print its definition.
+
+    It is created where the package wandb-workspaces is installed and someone is logged in.
+    """
     from stexpr.train import mirror_report
 
     if runs is not None:
@@ -45,7 +48,10 @@ def report(
         definition = mirror_report.report_definition(project)
     else:
         raise ConfigError("name a folder of runs, or a project with --project")
-    if only_print or not mirror_report.has_workspaces():
-        terminal.say(json.dumps(definition, indent=2))
-    else:
-        terminal.say(mirror_report.create_report(definition))
+    if not only_print and mirror_report.has_workspaces():
+        try:
+            terminal.say(mirror_report.create_report(definition))
+            return
+        except (ConfigError, TrainingError) as err:
+            terminal.fail(f"not created: {err}; its definition follows")
+    terminal.say(json.dumps(definition, indent=2))

