@@ -79,6 +79,7 @@ class WandbServer:
         uses: Pairs of a run id and the name of an artifact it used.
         requests: Every operation and path asked for.
         trouble: None to answer, "silence" to accept and never answer, or an HTTP status to refuse with.
+        refused: Requests whose name ends so are refused alone, such as "file_stream".
         trouble_after: Trouble begins by itself once so many lines of history arrived.
     """
 
@@ -88,6 +89,7 @@ class WandbServer:
         self.uses: list[tuple[str, str]] = []
         self.requests: list[str] = []
         self.trouble: int | str | None = None
+        self.refused: str | None = None
         self.trouble_after: tuple[int, int | str] | None = None
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -329,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
             operation = body.get("operationName") or (named.group(1) if named else "")
         with state.lock:
             state.requests.append(operation or path)
-        if self._refused():
+        if self._refused(operation or path):
             return
         with state.lock:
             if path == "/graphql":
@@ -346,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.requests.append(f"PUT {path}")
         if state.trouble is not None:  # an upload's address is signed: it carries no key
-            self._refused()
+            self._refused(path)
             return
         with state.lock:
             state.upload(path.removeprefix("/upload/"), body)
@@ -357,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server_state.requests.append(f"GET {self.path}")
         self._answer(404, b"{}")
 
-    def _refused(self) -> bool:
+    def _refused(self, asked: str) -> bool:
         state = self.server_state
         if state.trouble == "silence":
             state.closing.wait(600)
@@ -365,6 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         expected = base64.b64encode(f"api:{KEY}".encode()).decode()
         status = state.trouble if isinstance(state.trouble, int) else None
+        if state.refused and asked.endswith(state.refused):
+            status = 403
         if status is None and not self.headers.get("Authorization", "").endswith(expected):
             status = 401
         if status is not None:

@@ -20,7 +20,7 @@ from stexpr.evaluate.page.figures import as_plotly, board_figures
 from stexpr.evaluate.page.view import board_view
 from stexpr.evaluate.records import read_records
 from stexpr.train import folder as names
-from stexpr.train.wandb_client import LEAVE_S, RESULTS_S, client, close_run, in_words, open_run, within
+from stexpr.train.wandb_client import RESULTS_S, client, close_run, in_words, open_run, within
 
 __all__ = ["WandbMirror", "log_board", "run_name"]
 
@@ -163,8 +163,8 @@ class WandbMirror:
 
     def _keep_offline(self, results: _Results) -> None:
         """Write the whole run again as an offline run, for the server has at best the beginning of it."""
-        with contextlib.suppress(Exception):  # it is left as it is; wandb's own process ends it
-            within(LEAVE_S, self._run.finish)
+        with contextlib.suppress(Exception):  # it is left as it is, but two runs of one id must not be open at once
+            close_run(self._run)
         try:
             run, _ = open_run(self._folder, self._given, mode="offline")
             self._begin(run)

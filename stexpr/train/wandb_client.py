@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 __all__ = [
-    "LEAVE_S",
     "RESULTS_S",
     "SYNCED",
     "client",
@@ -27,9 +26,10 @@ __all__ = [
 T = TypeVar("T")
 SYNCED: Final = ".synced"
 """Ending of the empty file that wandb puts beside the log of a run that is whole on the server."""
+# waits for a server that does not answer; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT change two of them
 INIT_S: Final = 30.0
 FINISH_S: Final = 60.0
-RESULTS_S: Final = 60.0
+RESULTS_S: Final = 30.0
 LEAVE_S: Final = 10.0
 
 

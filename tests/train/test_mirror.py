@@ -165,12 +165,17 @@ def test_a_run_whose_key_was_refused_is_sent_later_and_once(place: Place):
         done = place.stexpr("wandb", "sync", "runs", **environment)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
+    server.refused = "file_stream"  # after which wandb itself would take the run for synced
+    done = place.stexpr("wandb", "sync", "runs")
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (1, ["1 failed"]), done.stdout + done.stderr
+    assert ": not sent: " in done.stdout
+    server.refused = None
     done = place.stexpr("wandb", "sync", "runs")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith(": sent")
     assert done.stdout.splitlines()[1:] == ["1 sent"]
     assert_mirrored(server.run(NAME), folder)
-    model, predictions = server.artifact("model"), server.artifact("predictions")
+    model, predictions = ([file for file in server.artifacts if file.type == kind][-1] for kind in ("model", "predictions"))
     where = (folder / "model" / "model.safetensors").absolute().as_uri()
     assert (model.entries["model.safetensors"]["ref"], model.files) == (where, {})
     assert predictions.entries["predictions.h5ad"]["ref"] == (folder / "predictions.h5ad").absolute().as_uri()
