@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final, NamedTuple
 
 from stexpr.errors import ConfigError, TrainingError
@@ -77,13 +78,13 @@ def require_server() -> None:
         TrainingError: The server refuses the key or does not answer.
     """
     try:
-        done = _wandb(["-c", PROBE], PROBE_S)
+        code, said = _wandb(["-c", PROBE], PROBE_S)
     except subprocess.TimeoutExpired:
         raise TrainingError(f"Weights & Biases does not answer within {PROBE_S} s; try again later") from None
-    if done.returncode == 3:
+    if code == 3:
         raise ConfigError("nobody is logged in to Weights & Biases; run `wandb login`, or set WANDB_API_KEY")
-    if done.returncode:
-        raise TrainingError(f"Weights & Biases refuses or does not answer: {_last_line(done.stderr)}")
+    if code:
+        raise TrainingError(f"Weights & Biases refuses or does not answer: {_last_line(said)}")
 
 
 def sync_runs(runs: Path) -> Iterator[Sent]:
@@ -121,19 +122,30 @@ def sync_runs(runs: Path) -> Iterator[Sent]:
 def _send(run: OfflineRun) -> str | None:
     """Send one run; return why it did not arrive."""
     try:
-        done = _wandb(["-m", "wandb", "sync", "--include-online", str(run.log.absolute())], RUN_S)
+        _, said = _wandb(["-m", "wandb", "sync", "--include-online", str(run.log.absolute())], RUN_S)
     except subprocess.TimeoutExpired:
         return f"no end within {RUN_S} s"
-    trouble = [line for line in done.stderr.splitlines() if "ERROR" in line or "Fatal" in line]
+    trouble = [line for line in said.splitlines() if "ERROR" in line or "Fatal" in line]
     if trouble:  # wandb marks a run also where the server refused its history half-way
         run.log.with_name(run.log.name + SYNCED).unlink(missing_ok=True)
-    return None if run.synced else harmless(trouble[0] if trouble else _last_line(done.stderr))
+    return None if run.synced else harmless(trouble[0] if trouble else _last_line(said))
 
 
-def _wandb(arguments: Sequence[str], seconds: float) -> "subprocess.CompletedProcess[str]":
+def _wandb(arguments: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Run Python with wandb; return its exit code and what it said on stderr."""
     environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SILENT")}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, stdin=subprocess.DEVNULL)
+    with TemporaryFile() as said:  # a pipe would stay open for as long as wandb's own process lingers
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            timeout=seconds,
+            env=environment,
+            check=False,
+        )
+        said.seek(0)
+        return done.returncode, said.read().decode(errors="replace")
 
 
 def _last_line(text: str) -> str:
