@@ -25,7 +25,8 @@ FLOORS = [
 ]
 HEAVY = ("torch", "timm", "scanpy", "squidpy", "wandb")
 IN_ONE_MODULE = {
-    "wandb": "train.tracking",
+    "wandb": "train.wandb_client",
+    "wandb_workspaces": "train.mirror_report",
     "openslide": "data.rasters",
     "scanpy": "panel",
     "ray": None,

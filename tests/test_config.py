@@ -256,6 +256,11 @@ def test_a_hash_ignores_the_order_of_keys_and_nothing_else(values: dict[str, Any
 FOLD = {"index": 0, "test": ["A"]}
 
 
+def test_the_former_word_for_a_tracker_is_read_and_not_offered() -> None:
+    assert study(runtime={"tracker": "none"}).runtime.tracker == "jsonl"
+    assert StudyConfig.model_json_schema()["$defs"]["RuntimeConfig"]["properties"]["tracker"]["enum"] == ["jsonl", "wandb"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, sweep, terminal
+from stexpr.cli import config, data, sweep, terminal, tracker
 from stexpr.errors import StexprError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(tracker.app, name="wandb")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as training.lr=1e-3")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
@@ -130,9 +131,9 @@ def leaderboard(
         terminal.say(words)
     terminal.say(f"written to {output / 'index.html' if html else output}")
     if wandb:
-        from stexpr.train.tracking import log_board
+        from stexpr.train.mirror import log_board
 
-        terminal.say(log_board(board, wandb, output))
+        terminal.say(log_board(board, wandb, output, runs=runs))
 
 
 @app.command()

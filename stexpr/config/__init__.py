@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stexpr.config.models import BASELINES as BASELINES
 from stexpr.config.models import AuxiliaryConfig as AuxiliaryConfig
@@ -90,9 +90,14 @@ class RuntimeConfig(Strict):
     device: str = "auto"
     workers: int = Field(0, ge=0, description="loader processes, used only when patches stay on disk")
     patches_in_memory: bool = True
-    tracker: Literal["none", "jsonl", "wandb"] = Field("jsonl", description="metrics.jsonl is always written; wandb mirrors it")
+    tracker: Literal["jsonl", "wandb"] = Field("jsonl", description="metrics.jsonl is always written; wandb mirrors it")
     wandb_project: str = "stexpr"
     checkpoint_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _older_word(cls, value: Any) -> Any:
+        return "jsonl" if value == "none" else value  # what it always meant: the config.yaml of older runs may say it
 
 
 class StudyConfig(Strict):

@@ -24,9 +24,10 @@ from stexpr.train.accumulation import Accumulation
 from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
+from stexpr.train.mirror import WandbMirror
 from stexpr.train.network import NetworkTraining, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
-from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror
+from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
 
 
@@ -152,8 +153,7 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
         metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
         trackers.append(metrics)
     if processes.first and config.runtime.tracker == "wandb":
-        name = f"{config.model.label}-f{fold.index}-s{config.seed}".replace(" ", "")
-        trackers.append(WandbMirror(config, folder, run_id=folder.name, name=name, fold=fold.index, cohort_hash=cohort.hash))
+        trackers.append(WandbMirror(config, folder, fold=fold.index, cohort_hash=cohort.hash))
     trained = training.run(metrics, trackers, stop, resumed)
     rows = training.training_rows
     mean = job.transform(data.counts_main[rows].numpy(), data.library[rows].numpy()).mean(axis=0)

@@ -40,6 +40,8 @@ FROZEN = {
     "sweep status": ["--runs", "--watch", "NAMES"],
     "sweep stop": ["--runs", "NAMES"],
     "train": ["--runs", "OVERRIDES", "STUDY"],
+    "wandb report": ["--print", "--project", "RUNS"],
+    "wandb sync": ["RUNS"],
 }
 """What scripts of users rely on: change it only with a line in the CHANGELOG."""
 

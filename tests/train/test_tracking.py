@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,9 @@ from wandb_files import assert_logged
 
 from stexpr.config import StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
-from stexpr.train.tracking import MetricsFile, Tracker, WandbMirror, log_board
+from stexpr.train.mirror import WandbMirror, log_board, run_name
+from stexpr.train.tracking import MetricsFile, Tracker
+from stexpr.train.wandb_client import in_words
 
 PER_GENE = pd.DataFrame({"gene": ["A", "B"], "pearson": [0.5, None]})
 
@@ -38,7 +41,9 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None = N
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
-    return WandbMirror(StudyConfig(cohort=Path("c")), tmp_path, run_id="abc", name="tiny-f0-s0", fold=0, cohort_hash="h")
+    folder = tmp_path / "abc"
+    folder.mkdir(exist_ok=True)
+    return WandbMirror(StudyConfig(cohort=Path("c")), folder, fold=0, cohort_hash="h")
 
 
 def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,17 +54,45 @@ def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest
 
     Image.new("RGB", (8, 8)).save(image)
     tracker.finish({"pearson": 0.5}, PER_GENE, [image], None)
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert_logged(tmp_path, b"val/pearson", b"tiny-f0-s0", b"per_gene", b"cohort_hash")
+    (run,) = (tmp_path / "abc" / "wandb").glob("offline-run-*-abc")
+    assert_logged(tmp_path / "abc", b"val/pearson", b"resnet18-aux-f0-s0", b"per_gene", b"cohort_hash")
     assert list(run.glob("files/media/table/per_gene*"))
     assert list(run.glob("files/media/images/maps/map*"))
 
 
 def test_training_outlives_its_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.warns(UserWarning, match="left this run"):
+    with pytest.warns(UserWarning, match=r"resnet18-aux-f0-s0 \(abc\): .*did not take this run .*stexpr wandb sync"):
         tracker = mirror(tmp_path, monkeypatch, mode="no-such-mode")
     tracker.log({"epoch": 1})
     tracker.finish({}, PER_GENE, [], None)
+
+
+def test_a_resumed_run_is_logged_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc" / "metrics.jsonl").write_text('{"epoch": 1, "train/loss": 0.625}\n')
+    tracker = mirror(tmp_path, monkeypatch, mode="offline")
+    tracker.log({"epoch": 2, "train/loss": 0.5})
+    tracker.finish({}, PER_GENE, [], None)
+    assert_logged(tmp_path / "abc", b"0.625", b"0.5")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"backbone": "efficientnet_b0"}, "efficientnet_b0-aux-f1-s3"),
+        ({"backbone": "tiny", "auxiliary": {"weight": 0}}, "tiny-noaux-f1-s3"),
+        ({"backbone": "tiny", "auxiliary": {"weight": 0.3}}, "tiny-aux0.3-f1-s3"),
+        ({"backbone": "tiny", "loss": "mse_pearson", "pretrained": True}, "tiny-aux-mse_pearson-pretrained-f1-s3"),
+        ({"kind": "color_ridge"}, "color_ridge-f1-s3"),
+    ],
+)
+def test_runs_are_named_for_people(model: dict[str, Any], name: str):
+    assert run_name(StudyConfig.model_validate({"cohort": "c", "seed": 3, "model": model}), 1) == name
+
+
+def test_what_is_said_holds_no_secret():
+    said = in_words(ValueError(f"proxy http://me:secret@host:1 refused the key {'k' * 40}\nmore"))
+    assert said == "ValueError: proxy http://host:1 refused the key ..."
 
 
 def test_a_board_is_logged_with_its_tables_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,242 @@
+"""Weights & Biases beside the run directory: each network's run, and one run for a leaderboard.
+
+Everything it shows is in the run directory first. A server that refuses, stops answering or was never there costs seconds and
+one warning, never the training; the whole run is then kept as an offline run, which `stexpr wandb sync` sends later.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+from stexpr.config import NetworkConfig, StudyConfig
+from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.evaluate.page.figures import as_plotly, board_figures
+from stexpr.evaluate.page.view import board_view
+from stexpr.evaluate.records import read_records
+from stexpr.train import folder as names
+from stexpr.train.wandb_client import RESULTS_S, client, close_run, in_words, open_run, within
+
+__all__ = ["WandbMirror", "log_board", "run_name"]
+
+TAG_LENGTH: Final = 64
+OFFLINE_LINEAGE: Final = (
+    "logged offline: model and predictions are references to files of that machine, and the cohort is named by its hash alone"
+)
+
+
+class _Results(NamedTuple):
+    """What a run has to show when it is done."""
+
+    summary: Mapping[str, Any]
+    per_gene: pd.DataFrame
+    images: Sequence[Path]
+    model: Path | None
+
+
+def run_name(config: StudyConfig, fold: int) -> str:
+    """Name a run for people, such as `resnet18-aux-f0-s0`; what is not the default follows the auxiliary head.
+
+    Args:
+        config: The study.
+        fold: Index of the fold.
+    """
+    model = config.model
+    if isinstance(model, NetworkConfig):
+        parts = [model.backbone, _auxiliary(model), *([model.loss] if model.loss != "mse" else [])]
+        parts += ["pretrained"] if model.pretrained else []
+    else:
+        parts = [model.kind]
+    return "-".join([*parts, f"f{fold}", f"s{config.seed}"])
+
+
+def _auxiliary(model: NetworkConfig) -> str:
+    weight = model.auxiliary.weight
+    return "noaux" if not weight else "aux" if weight == 1 else f"aux{weight:g}"
+
+
+class WandbMirror:
+    """Mirrors a run: online when someone is logged in and the server answers, else offline.
+
+    `WANDB_MODE`, where set, decides instead. A resumed run is logged anew from `metrics.jsonl`, so what a server or an offline
+    run holds never depends on interruptions.
+    """
+
+    def __init__(self, config: StudyConfig, folder: Path, *, fold: int, cohort_hash: str) -> None:
+        """Open the mirror; a failure is one warning.
+
+        Args:
+            config: The study.
+            folder: The run's folder, whose name is the run's id.
+            fold: Index of the fold.
+            cohort_hash: Content hash of the prepared cohort.
+        """
+        self._folder = folder
+        self._cohort = config.cohort, cohort_hash
+        network = isinstance(config.model, NetworkConfig)
+        tags = [config.protocol.name, config.cohort.name]
+        tags += [config.model.backbone, _auxiliary(config.model)] if isinstance(config.model, NetworkConfig) else []
+        self._given = {
+            "project": config.runtime.wandb_project,
+            "id": folder.name,
+            "name": run_name(config, fold),
+            "group": config.name,
+            "job_type": "train" if network else "baseline",
+            "tags": list(dict.fromkeys(tag[:TAG_LENGTH] for tag in tags if tag)),
+            "config": {**config.model_dump(mode="json"), "fold": fold, "cohort_hash": cohort_hash},
+        }
+        self._run: Any = None
+        self._trouble: str | None = None
+        try:
+            self._run, trouble = open_run(folder, self._given)
+            self._begin(self._run)
+        except Exception as err:  # whatever wandb raises, the training is worth more than its mirror
+            self._run = None
+            self._warn(f"left this run ({in_words(err)}); its numbers are in {folder / names.METRICS}")
+            return
+        if trouble:
+            self._warn(f"did not take this run ({trouble}); {self._later()}")
+
+    def log(self, values: Mapping[str, float | int | str]) -> None:
+        """Mirror one epoch."""
+        if self._run is not None and self._trouble is None:
+            try:
+                self._run.log(dict(values))
+            except Exception as err:
+                self._trouble = in_words(err)
+
+    def finish(self, summary: Mapping[str, Any], per_gene: pd.DataFrame, images: Sequence[Path], model: Path | None) -> None:
+        """Log the final values, the table of genes, the pictures, model and predictions with their lineage; then close."""
+        if self._run is None:
+            return
+        results = _Results(summary, per_gene, images, model)
+        if self._trouble is None:
+            try:
+                within(RESULTS_S, partial(self._send, self._run, results))
+                self._trouble = close_run(self._run)
+            except Exception as err:
+                self._trouble = in_words(err)
+        if self._trouble is not None:
+            self._keep_offline(results)
+        self._run = None
+
+    def _begin(self, run: Any) -> None:
+        run.define_metric("epoch")
+        run.define_metric("train/*", step_metric="epoch", summary="min")
+        run.define_metric("train/lr", step_metric="epoch")
+        run.define_metric("val/*", step_metric="epoch")
+        run.define_metric("val/pearson", step_metric="epoch", summary="max")
+        path = self._folder / names.METRICS
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            run.log(json.loads(line))
+
+    def _send(self, run: Any, results: _Results) -> None:
+        wandb = client()
+
+        run.summary.update(dict(results.summary))
+        run.log({f"maps/{image.stem.partition('-')[2] or image.stem}": wandb.Image(str(image)) for image in results.images})
+        run.log({"per_gene": _table(results.per_gene)})
+        if results.model is None or run.disabled:
+            return
+        metadata = {**results.summary, "run": run.id, "cohort_hash": self._cohort[1]}
+        model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
+        predictions = wandb.Artifact(f"predictions-{run.id}", type="predictions", metadata={**metadata, "model": model.name})
+        path = self._folder / names.PREDICTIONS
+        if run.offline:  # there is nobody to ask for the cohort, and a copy of each model would lie in the user's cache
+            model.add_reference(results.model.absolute().as_uri())
+            predictions.add_reference(path.absolute().as_uri())
+            run.config.update({"lineage": OFFLINE_LINEAGE})
+        else:
+            folder, content = self._cohort
+            cohort = wandb.Artifact(f"cohort-{content}", type="cohort", metadata={"name": folder.name, "hash": content})
+            cohort.add_reference((folder / "cohort.json").absolute().as_uri())  # its checksum; no tissue leaves the machine
+            run.use_artifact(cohort)
+            model.add_dir(str(results.model))
+            predictions.add_file(str(path))
+        run.log_artifact(model)
+        run.log_artifact(predictions)
+
+    def _keep_offline(self, results: _Results) -> None:
+        """Write the whole run again as an offline run, for the server has at best the beginning of it."""
+        with contextlib.suppress(Exception):  # it is left as it is, but two runs of one id must not be open at once
+            close_run(self._run)
+        try:
+            run, _ = open_run(self._folder, self._given, mode="offline")
+            self._begin(run)
+            self._send(run, results)
+            lost = close_run(run)
+        except Exception as err:
+            lost = in_words(err)
+        kept = f"nor could it be kept offline ({lost}); its numbers are in {self._folder}" if lost else self._later()
+        self._warn(f"left this run ({self._trouble}); {kept}")
+
+    def _later(self) -> str:
+        return f"it is kept offline: `stexpr wandb sync {self._folder}` sends it later"
+
+    def _warn(self, words: str) -> None:
+        message = f"{self._given['name']} ({self._folder.name}): Weights & Biases {words}"
+        warnings.warn(message, stacklevel=3)
+
+
+def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | None = None) -> str:
+    """Log a board to Weights & Biases: its tables and the figures of its page, in a run of the job type `leaderboard`.
+
+    Args:
+        board: The board.
+        project: Where it goes.
+        folder: Where wandb keeps its files, and the whole run without a connection.
+        runs: Where its runs are: with the networks of one study, it joins their group.
+
+    Returns:
+        A sentence that says where it is, and what to do where no server took it.
+    """
+    wandb = client()
+
+    group = _study(runs) or board.title
+    given = {"project": project, "name": board.title, "group": group, "job_type": "leaderboard"}
+    images = {name: as_plotly(figure) for name, figure in board_figures(board_view(board)).items()}
+    tables = {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons}
+    leading = board.models.iloc[0]
+
+    def send(run: Any) -> None:
+        run.log({name: _table(table) for name, table in tables.items()})
+        run.log({f"figures/{name}": wandb.Plotly(figure) for name, figure in images.items()})
+        run.summary.update({"leading": str(leading["model"]), "r": None if pd.isna(leading["r"]) else float(leading["r"])})
+
+    try:
+        run, trouble = open_run(folder, given)
+        place, offline = run.url, run.offline
+        try:
+            within(RESULTS_S, partial(send, run))
+            lost = close_run(run)
+        except Exception as err:
+            lost = in_words(err)
+        if lost and not offline:
+            run, trouble, offline = open_run(folder, given, mode="offline")[0], lost, True
+            send(run)
+            lost = close_run(run)
+    except Exception as err:
+        return f"not logged to Weights & Biases: {in_words(err)}"
+    if lost:
+        return f"not logged to Weights & Biases: {lost}"
+    if not offline:
+        return f"logged to {place}"
+    reason = f"Weights & Biases did not take it: {trouble}" if trouble else "nobody is logged in, or WANDB_MODE says so"
+    return f"logged to {Path(run.dir).parent}, offline ({reason}); send it with `stexpr wandb sync {folder}`"
+
+
+def _study(runs: Path | None) -> str | None:
+    found = read_records(runs).complete if runs is not None else ()
+    studies = {run.record.study for run in found if run.record.kind == "network"}
+    return studies.pop() if len(studies) == 1 else None
+
+
+def _table(frame: pd.DataFrame) -> Any:
+    wandb = client()
+
+    return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
