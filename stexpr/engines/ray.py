@@ -27,6 +27,8 @@ OBJECT_STORE_BYTES: Final = 100 * 1024**2
 TOKENS: Final = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 LOOPBACK: Final = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Makes Ray stay on the loopback, as it does on macOS; else it puts an address that others reach in place of 127.0.0.1."""
+SILENT: Final = ("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+"""Keeps the last words of a dying node, twenty lines of its log, off this program's standard output."""
 JOIN: Final = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
 
 
@@ -161,8 +163,9 @@ def _connect(address: str | None, cpus: int) -> Callable[[], None]:
         address: Of the cluster; None starts one.
         cpus: Number of CPUs to offer in the one that is started, 0 for those there are.
     """
+    os.environ.setdefault(*SILENT)  # read when Ray is imported, as is the next
     if address is None or _is_here(address):
-        os.environ.setdefault(*LOOPBACK)  # read when Ray is imported
+        os.environ.setdefault(*LOOPBACK)
     try:
         import ray
     except ImportError as err:
@@ -214,7 +217,11 @@ def _check(address: str) -> None:
     except OSError as err:
         raise ConfigError(f"no Ray cluster answers at {address} ({err}); is its head node up?") from err
     joining = subprocess.Popen(
-        [sys.executable, "-c", JOIN, address], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", JOIN, address],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         said = joining.communicate(timeout=JOIN_S)[1]
