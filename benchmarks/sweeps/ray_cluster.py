@@ -106,7 +106,7 @@ def synthetic_cohort(folder: Path) -> Path:
     from stexpr.data.prepare import prepare
     from stexpr.data.synthetic import write_synthetic
 
-    card_path = write_synthetic(folder / "raw", patients=3, sections_per_patient=1, spots_per_section=150, genes=60)
+    card_path = write_synthetic(folder / "raw", patients=3, sections_per_patient=1, spots_per_section=100, genes=60)
     card = load_card(card_path)
     assert card.prepare is not None
     prepare(card, card_path.parent, folder / "cohort", card.prepare)
@@ -130,14 +130,14 @@ def written_sweep(folder: Path, cohort: Path, seeds: int, epochs: int) -> Path:
 def main() -> None:
     """Measure, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed and few epochs")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--cohort", type=Path, help="prepared; by default a synthetic one is made")
     parser.add_argument("--result", type=Path, default=RESULTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sx-") as at:
         folder = Path(at)
         cohort = (given.cohort or synthetic_cohort(folder)).resolve()
-        sweep = written_sweep(folder, cohort, *((1, 10) if given.quick else (4, 20)))
+        sweep = written_sweep(folder, cohort, *((1, 8) if given.quick else (2, 8)))
         plan = plan_sweep(load_sweep(sweep))
         local_s, n_local = timed(plan, folder / "local", LocalEngine(folder / "logs", workers=2, threads=1))
         for run in plan.runs:

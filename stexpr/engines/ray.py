@@ -1,6 +1,7 @@
 """The Ray engine: tasks on the nodes of a cluster, or on this machine alone."""
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -145,7 +146,8 @@ def _cancel(submitted: dict[Any, Task]) -> None:
 def _nodes() -> list[dict[str, float]]:
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def _first_sentence(err: Exception) -> str:
@@ -175,7 +177,7 @@ def _connect(address: str | None, cpus: int) -> Callable[[], None]:
     if address is not None:
         _check(address)
         with _signals_kept():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return ray.shutdown
     own_token = not any(os.environ.get(name) for name in TOKENS)
     if own_token:  # else Ray would write one into the home folder
@@ -193,7 +195,7 @@ def _connect(address: str | None, cpus: int) -> Callable[[], None]:
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
     return end
