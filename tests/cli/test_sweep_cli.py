@@ -119,7 +119,7 @@ def test_the_live_view_ends_with_the_sweep_and_a_signal_ends_the_sweep(
     runs, piped = tmp_path / "runs", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sweep, "--runs", runs, "--workers", 1, "training.epochs=500"]
     running = start(*command, **piped)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not list(runs.glob("*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
