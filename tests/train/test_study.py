@@ -266,7 +266,7 @@ def test_wandb_mirrors_a_run_offline(study: Study, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = run_study(study("folds=[0]", "runtime.tracker=wandb"), tmp_path / "runs")[0]
-    assert_logged(run, b"tiny+aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash")
+    assert_logged(run, b"tiny-aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash")
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/maps/*.png"))) == 3
     assert read_record(run).values == read_record(run_study(study("folds=[0]"), tmp_path / "plain")[0]).values
 
