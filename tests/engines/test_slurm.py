@@ -68,7 +68,7 @@ def test_a_stop_waits_for_what_runs_and_begins_nothing(tmp_path: Path) -> None:
         ({"cluster": "pbs"}, {}, "the Slurm option cluster is 'pbs', neither slurm nor local"),
         ({**LOCAL, "slurm_array_parallelism": "3"}, {}, "slurm_array_parallelism is set by --workers"),
         ({**LOCAL, "slurm_partitoin": "gpu"}, {}, "submitit refuses .* Unknown argument 'partitoin'"),
-        ({**LOCAL, "timeout_min": "long"}, {}, "submitit refuses .* \"timeout_min\" expected type"),
+        ({**LOCAL, "timeout_min": "long"}, {}, 'submitit refuses .* "timeout_min" expected type'),
         (LOCAL, {"gpus": 0.5}, "whole GPUs"),
     ],
 )
