@@ -28,7 +28,7 @@ app = typer.Typer(
 Sweep = Annotated[str, typer.Argument(help="A sweep: a YAML file, or the name of one that comes with stexpr.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the base study, such as training.epochs=2")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
-EngineOption = Annotated[str, typer.Option(help="local, ray, slurm, or wandb, which writes the file of `wandb sweep`.")]
+EngineOption = Annotated[str, typer.Option(help="local, ray, slurm, or wandb, which prints the file for `wandb sweep`.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time; by default one per GPU, or as cores and memory allow.")
 ]
@@ -57,7 +57,7 @@ def run(
     """Make all runs of a sweep that are missing."""
     options = {"workers": workers, "threads": threads, "gpus": gpus, "address": address, "slurm": slurm}
     if engine == "wandb":
-        _write_wandb_grid(sweep, overrides or [])
+        _print_wandb_sweep(sweep, overrides or [], runs)
     elif dry_run:
         _show_plan(sweep, overrides or [], runs, engine, options, many=yes)
     else:
@@ -138,6 +138,19 @@ def _run(
     terminal.say(result.in_words(plan.config.name, sweep, runs))
     if not result.is_complete:
         raise typer.Exit(1)
+    if plan.wandb_project is not None and result.n_done:
+        _log_board(runs, plan.wandb_project, plan.state_folder(runs))
+
+
+def _log_board(runs: Path, project: str, folder: Path) -> None:
+    from stexpr.errors import ProtocolError
+    from stexpr.evaluate.leaderboard import build_leaderboard
+    from stexpr.train.mirror import log_board
+
+    try:
+        terminal.say(log_board(build_leaderboard(runs), project, folder, runs=runs))
+    except ProtocolError as err:  # the folder holds more than this sweep
+        terminal.say(f"no leaderboard for Weights & Biases: {err}")
 
 
 def _show_plan(sweep: str, overrides: list[str], runs: Path, engine: str, options: dict[str, Any], *, many: bool) -> None:
@@ -168,7 +181,8 @@ def _engine(name: str, options: dict[str, Any], logs: Path) -> Any:
     return make_engine(name, EngineOptions(**{**options, "slurm": pairs}), logs)
 
 
-def _write_wandb_grid(sweep: str, overrides: list[str]) -> None:
-    from stexpr.train.sweep.wandb_grid import wandb_grid
+def _print_wandb_sweep(sweep: str, overrides: list[str], runs: Path) -> None:
+    from stexpr.config.sweep import load_sweep
+    from stexpr.train.sweep.wandb_grid import wandb_sweep_file
 
-    terminal.say(wandb_grid(sweep, overrides))
+    terminal.say(wandb_sweep_file(load_sweep(sweep, overrides, many=True), runs, overrides).rstrip())

@@ -80,12 +80,14 @@ class SweepStudies:
     Attributes:
         config: The sweep.
         source: Where it was read.
+        base: Where its base study was read.
         studies: In the order of the combinations, without those excluded.
         n_excluded: Combinations left out.
     """
 
     config: SweepConfig
     source: str
+    base: str
     studies: tuple[StudyConfig, ...]
     n_excluded: int
 
@@ -105,7 +107,8 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = (), *, many: bool 
     config = cast(SweepConfig, validated(SweepConfig, read_yaml(path), str(path)))
     if config.n_combinations > MANY and not many:
         raise ConfigError(f"{path} makes {config.n_combinations:,} studies, each of several runs; add --yes if that is meant")
-    base = _base(config, path, overrides)
+    base_path = _base_path(config, path)
+    base = _base(config, base_path, overrides)
     _check_axes(config, base, str(path))
     studies, excluded = [], 0
     for combination in config.combinations():
@@ -121,12 +124,16 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = (), *, many: bool 
             studies.append(study)
     if not studies:
         raise ConfigError(f"{path} excludes all its {excluded} studies")
-    return SweepStudies(config, str(path), tuple(studies), excluded)
+    return SweepStudies(config, str(path), str(base_path), tuple(studies), excluded)
+
+
+def _base_path(config: SweepConfig, path: Path) -> Path:
+    beside = path.parent / config.study
+    return beside if beside.is_file() else find_config(config.study, "studies")
 
 
 def _base(config: SweepConfig, path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    beside = path.parent / config.study
-    values = read_study(beside if beside.is_file() else find_config(config.study, "studies"))
+    values = read_study(path)
     values["name"] = config.name
     for key, value in config.overrides.items():
         set_value(values, key, value)

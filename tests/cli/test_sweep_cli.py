@@ -73,6 +73,18 @@ def test_what_is_refused_is_one_line(stexpr: Run, sweep: Path, arguments: list[s
     assert words in err
 
 
+def test_the_file_of_a_wandb_sweep_is_printed(stexpr: Run, sweep: Path):
+    code, out, err = stexpr("sweep", sweep, "--engine", "wandb", "training.epochs=3")
+    assert (code, err) == (0, "")
+    definition = yaml.safe_load(out)
+    assert definition["parameters"] == {
+        "model.auxiliary.weight": {"values": [0, 1]},
+        "folds": {"values": ["[0]", "[1]", "[2]"]},
+    }
+    assert definition["command"][:4] == ["${env}", "stexpr", "train", str(sweep.with_name("base.yaml"))]
+    assert "training.epochs=3" in definition["command"]
+
+
 def test_a_grid_of_a_million_studies_asks_first(stexpr: Run, sweep: Path):
     grid = {"seed": list(range(1000)), "model.auxiliary.weight": list(range(1000))}
     sweep.write_text(yaml.safe_dump({"name": "mine", "study": "base.yaml", "grid": grid}))

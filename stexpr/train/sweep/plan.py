@@ -73,6 +73,12 @@ class Plan:
     n_shared: int
     notes: tuple[str, ...]
 
+    @property
+    def wandb_project(self) -> str | None:
+        """Project of Weights & Biases that mirrors the sweep, None without one."""
+        runtime = self.runs[-1].study.runtime
+        return runtime.wandb_project if runtime.tracker == "wandb" else None
+
     def summary(self) -> str:
         """Say how many runs there are and of what."""
         networks = sum(run.is_network for run in self.runs)

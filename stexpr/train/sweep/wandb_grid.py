@@ -1,14 +1,40 @@
 """A sweep as Weights & Biases states one: its agents, anywhere, draw the runs and call `stexpr train`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from stexpr.config.sweep import SweepConfig
+from stexpr.config.sweep import SweepConfig, SweepStudies
 from stexpr.errors import ConfigError
+from stexpr.train.study import open_cohort, study_folds
 
 INSTEAD: Final = "; the engines local, ray and slurm run such a sweep"
+
+
+def wandb_sweep_file(sweep: SweepStudies, runs: Path, overrides: Sequence[str]) -> str:
+    """Write a sweep as the YAML file that `wandb sweep` takes.
+
+    Args:
+        sweep: Its base study has to lie at the same path on the agents' machines, as its cohort does.
+        runs: Folder of all runs on the agents' machines.
+        overrides: `key=value` strings over the base study.
+
+    Raises:
+        ConfigError: The sweep has something that a grid of Weights & Biases cannot say.
+        DataError: Its cohort is not prepared.
+    """
+    study = sweep.studies[0]
+    definition = wandb_sweep(
+        sweep.config,
+        study=str(Path(sweep.base).resolve()),
+        n_folds=len(study_folds(study, open_cohort(study))),
+        project=study.runtime.wandb_project,
+        runs=str(runs),
+        overrides=tuple(overrides),
+    )
+    return yaml.safe_dump(definition, sort_keys=False)
 
 
 def wandb_sweep(
