@@ -10,6 +10,7 @@ from stexpr.errors import ConfigError, ProtocolError
 from stexpr.evaluate.audit.leakage import check_before_training
 from stexpr.train.checkpoint import StopFlag, stop_on_signals
 from stexpr.train.distributed import Processes, joined
+from stexpr.train.folder import BusyError
 from stexpr.train.run import run_fold, window_px
 from stexpr.types import Progress, silent
 
@@ -87,7 +88,7 @@ def run_study(
         report: Receives one line per run.
 
     Returns:
-        Folders of the runs: the study's folds, then those of each baseline.
+        Folders of the runs: the study's folds, then those of each baseline that no other process makes just now.
 
     Raises:
         ConfigError: `folds` names a fold that does not exist.
@@ -120,6 +121,14 @@ def _run_study(
     for study, fold in progress(jobs, f"{config.model.label} on {cohort.name}", len(jobs)):
         stop.agree(processes)
         stop.raise_if_set()
-        one = run_fold(study, cohort, fold, split_hash, runs, stop=stop, processes=processes, progress=progress, report=report)
+        try:
+            one = run_fold(
+                study, cohort, fold, split_hash, runs, stop=stop, processes=processes, progress=progress, report=report
+            )
+        except BusyError as err:  # studies trained side by side share their baselines
+            if isinstance(study.model, NetworkConfig) or processes.size > 1:
+                raise
+            report(f"{study.model.label}, fold {fold.index}: left to another process ({err})")
+            continue
         done.append(one)
     return done

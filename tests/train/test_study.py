@@ -23,7 +23,7 @@ from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError, DataError, GeneError, LeakageError, TrainingError
 from stexpr.evaluate.records import read_record
 from stexpr.train.evaluate import evaluate_runs
-from stexpr.train.folder import write_config
+from stexpr.train.folder import BusyError, exclusive, write_config
 from stexpr.train.study import run_study, study_folds
 
 Study = Callable[..., StudyConfig]
@@ -426,3 +426,18 @@ def test_a_read_only_folder(study: Study, tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises((DataError, OSError)):
         run_study(study("folds=[0]"), tmp_path / "runs")
+
+
+def test_a_baseline_that_another_process_makes_is_left_to_it(study: Study, tmp_path: Path):
+    config = study("model={kind: training_mean}", "folds=[0]")
+    first, *_ = run_study(config, tmp_path)
+    (first / "record.json").unlink()
+    lines: list[str] = []
+    with exclusive(first):
+        done = run_study(config, tmp_path, report=lines.append)
+    assert first not in done
+    assert any("training mean, fold 0: left to another process" in line for line in lines)
+    network, *_ = run_study(study("folds=[0]", "training.epochs=1"), tmp_path)
+    (network / "record.json").unlink()
+    with exclusive(network), pytest.raises(BusyError, match="is being trained by"):
+        run_study(study("folds=[0]", "training.epochs=1"), tmp_path)
