@@ -49,7 +49,7 @@ def test_tasks_return_fail_and_share_workers(tmp_path: Path) -> None:
     assert found["fail"].error == "ValueError: no way"
     assert 'raise ValueError("no\\nway")' in found["fail"].trace
     assert "has no attribute 'none'" in str(found["none"].error)
-    with pytest.raises(ConfigError, match="no engine 'locall'.*local"):
+    with pytest.raises(ConfigError, match=r"no engine 'locall'.*local"):
         make_engine("locall", EngineOptions(), tmp_path)
 
 

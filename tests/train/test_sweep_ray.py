@@ -28,6 +28,6 @@ def test_a_node_killed_in_the_middle_changes_nothing(tmp_path: Path, small_cohor
     assert found["differences"] == []
     assert found["runs_done"]["ray"] == found["networks"] == 3
     assert found["killed"]["processes"] >= 2, "the raylet and at least one worker"
-    assert 2 <= found["killed"]["epochs_done"]
+    assert found["killed"]["epochs_done"] >= 2
     assert process.returncode == 0, said
     assert "(raylet)" not in said
