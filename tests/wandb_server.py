@@ -80,7 +80,6 @@ class WandbServer:
         requests: Every operation and path asked for.
         trouble: None to answer, "silence" to accept and never answer, or an HTTP status to refuse with.
         refused: Requests whose name ends so are refused alone, such as "file_stream".
-        trouble_after: Trouble begins by itself once so many lines of history arrived.
     """
 
     def __init__(self) -> None:
@@ -90,7 +89,6 @@ class WandbServer:
         self.requests: list[str] = []
         self.trouble: int | str | None = None
         self.refused: str | None = None
-        self.trouble_after: tuple[int, int | str] | None = None
         self.closing = threading.Event()
         self.lock = threading.Lock()
         stub = self
@@ -299,8 +297,6 @@ class WandbServer:
             for place, line in enumerate(chunk["content"], start=chunk["offset"]):
                 lines[place] = line
         run.complete = run.complete or bool(body.get("complete"))
-        if self.trouble_after and len(run.history) >= self.trouble_after[0]:
-            self.trouble, self.trouble_after = self.trouble_after[1], None
 
     def upload(self, path: str, body: bytes) -> None:
         """Take one uploaded file."""

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +53,8 @@ class Place:
         """Run Python with `stexpr` or a script, within so many seconds."""
         around = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         around |= {**self.server.environment(self.folder / "home"), "MPLBACKEND": "Agg"}
-        # waits a test can afford; the first lines of history leave at once
-        around |= {"WANDB_INIT_TIMEOUT": "8", "WANDB_FINISH_TIMEOUT": "8", "WANDB_HTTP_TIMEOUT": "4"}
-        around |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.05", **environment}
+        # waits a test can afford
+        around |= {"WANDB_INIT_TIMEOUT": "8", "WANDB_FINISH_TIMEOUT": "8", "WANDB_HTTP_TIMEOUT": "4", **environment}
         done = subprocess.run(
             [sys.executable, *command], cwd=self.folder, env=around, capture_output=True, text=True, timeout=seconds
         )
@@ -189,7 +190,13 @@ def test_a_run_whose_key_was_refused_is_sent_later_and_once(place: Place):
 @pytest.mark.parametrize("trouble", [403, "silence"])
 def test_an_outage_costs_a_warning_and_a_later_sync_brings_all(place: Place, trouble: int | str):
     server = place.server
-    server.trouble_after = (1, trouble)
+
+    def begin() -> None:
+        while not any(path.stat().st_size for path in place.folder.glob("runs/*/metrics.jsonl")):  # its first epoch
+            time.sleep(0.01)
+        server.trouble = trouble
+
+    threading.Thread(target=begin, daemon=True).start()
     folder, said = place.train()  # ends by itself, or its process is ended and the test fails
     assert server.trouble == trouble
     assert not server.run(NAME).logged("per_gene")
