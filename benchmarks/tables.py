@@ -71,7 +71,16 @@ def speed(_: str) -> str:
     return table(["path", "ours, s", "scipy loop, s", "times as fast", "must reach"], rows)
 
 
-WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed)}
+def effect(sweep: str) -> str:
+    """The auxiliary effect by backbone, with its interval over seeds."""
+    rows = []
+    for row in pd.read_csv(RESULTS / sweep / "effect.csv").to_dict("records"):
+        figures = [number(row[key]) for key in ("r_without", "r_with", "seed_sd_without", "effect")]
+        rows.append([row["backbone"], f"{row['seeds']:.0f}", *figures, f"{number(row['low'])} to {number(row['high'])}"])
+    return table(["backbone", "seeds", "r without", "r with", "SD over seeds", "effect", "95 % interval over seeds"], rows)
+
+
+WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, effect)}
 
 
 def written(text: str) -> str:

@@ -34,6 +34,7 @@ BASE = """
 cohort: {cohort}
 protocol: {{panel: {{n_main: 50}}}}
 model: {{backbone: tiny}}
+folds: [0, 1]
 training: {{epochs: 20, batch_size: 16}}
 """
 SWEEP = "name: overhead\nstudy: base.yaml\ngrid: {model.auxiliary.weight: [0, 1]}\n"
