@@ -10,10 +10,11 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import yaml
 
@@ -32,6 +33,8 @@ FAILURE = "failure.json"
 """Why a run of a sweep failed; gone once it is tried again."""
 LOCK = "lock"
 HEARTBEAT_S: Final = 10.0
+LOOKS: Final = 5
+LOOK_S: Final = 0.1
 STALE_S: Final = 60.0
 """A holder on another host that has not been heard of for so long is dead."""
 
@@ -54,10 +57,8 @@ def exclusive(folder: Path, purpose: str = "being trained") -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with path.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise BusyError(f"{folder} is {purpose} by {_named(_holder(path))}; wait for it") from err
+        if not _locked(lock):
+            raise BusyError(f"{folder} is {purpose} by {_named(_holder(path))}; wait for it")
         holder = _holder(path)
         if holder and holder["host"] != socket.gethostname() and (age := silent_for_s(path)) < STALE_S:
             raise BusyError(
@@ -76,6 +77,18 @@ def exclusive(folder: Path, purpose: str = "being trained") -> Iterator[Path]:
             released.set()
             beat.join()
             lock.truncate(0)
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the kernel's lock, unless it is held for longer than `is_held` takes to look."""
+    for _ in range(LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOOK_S)
+        else:
+            return True
+    return False
 
 
 def is_held(folder: Path) -> bool:

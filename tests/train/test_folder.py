@@ -1,6 +1,10 @@
+import fcntl
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,3 +67,14 @@ def test_a_held_lock_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         while (tmp_path / "lock").stat().st_mtime == 1.0:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_looking_at_a_lock_does_not_keep_others_out(tmp_path: Path):
+    with exclusive(tmp_path):
+        pass
+    (tmp_path / "lock").write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+    with (tmp_path / "lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        threading.Timer(0.15, fcntl.flock, (look, fcntl.LOCK_UN)).start()
+        with exclusive(tmp_path):
+            pass
