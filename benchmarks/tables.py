@@ -80,7 +80,40 @@ def effect(sweep: str) -> str:
     return table(["backbone", "seeds", "r without", "r with", "SD over seeds", "effect", "95 % interval over seeds"], rows)
 
 
-WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, effect)}
+def sweeps(_: str) -> str:
+    """What was done to sweeps, and what it cost."""
+    kills, ray, overhead = (
+        json.loads((RESULTS / f"sweep-{name}.json").read_text(encoding="utf-8")) for name in ("kills", "ray", "overhead")
+    )
+    hit = [kill["hit"] for kill in kills["kills"]]
+    equal = "all equal" if ray["equal"] else "UNEQUAL"
+    rows = [
+        [
+            "`sweeps/kills.py`",
+            f"{len(hit)} × SIGKILL ({hit.count('sweep')} × sweep, {hit.count('worker')} × worker), {kills['n_runs']} runs",
+            f"{kills['lost']} lost, {kills['unequal']} unlike an undisturbed sweep; "
+            f"{kills['seconds']:.0f} s, undisturbed {kills['seconds_undisturbed']:.0f} s",
+        ],
+        [
+            "`sweeps/ray_cluster.py`",
+            f"two Ray nodes, one killed {ray['killed']['after_s']:.0f} s into the sweep ({ray['networks']} networks)",
+            f"records and predictions against the local engine: {equal}; {ray['seconds']['ray']:.0f} s",
+        ],
+        [
+            "`sweeps/overhead.py`",
+            f"{overhead['n_runs']} runs by the local engine and by hand (bar {overhead['bar']:.0%})",
+            f"{overhead['overhead']:+.1%} on the clock, {overhead['overhead_cpu']:+.1%} of processor time",
+        ],
+        [
+            "`sweeps/overhead.py`",
+            f"1,000 runs planned, deduplicated and listed (bar {overhead['thousand_bar_s']} s)",
+            f"{overhead['thousand_runs_s']:.1f} s",
+        ],
+    ]
+    return table(["script", "what", "measured"], rows)
+
+
+WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, effect, sweeps)}
 
 
 def written(text: str) -> str:

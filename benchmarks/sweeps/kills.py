@@ -23,7 +23,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "train"))
-from sweeps import assert_same_results  # noqa: E402
+from sweeps import assert_same_results, workers_of  # noqa: E402
 
 from stexpr.config.sweep import load_sweep  # noqa: E402
 from stexpr.data.cards import load_card  # noqa: E402
@@ -36,7 +36,7 @@ BASE = """
 cohort: {cohort}
 protocol: {{panel: {{n_main: 50}}}}
 model: {{backbone: tiny}}
-training: {{epochs: 10, batch_size: 16}}
+training: {{epochs: 20, patience: 20, batch_size: 16}}
 """
 SWEEP = """
 name: kills
@@ -113,11 +113,10 @@ def start(work: Path, runs: str) -> "subprocess.Popen[bytes]":
 
 
 def pick(process: "subprocess.Popen[bytes]", rng: random.Random) -> tuple[psutil.Process, str]:
-    sweep = psutil.Process(process.pid)
-    workers = [one for one in sweep.children() if "stexpr.engines.worker" in one.cmdline()]
+    workers = workers_of(process.pid)
     if workers and rng.random() < 0.5:
         return rng.choice(workers), "worker"
-    return sweep, "sweep"
+    return psutil.Process(process.pid), "sweep"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find them
     import stexpr.data.store
@@ -139,10 +140,10 @@ def sweep_view(status: Any) -> Group:
     for state in STATES_SHOWN:
         own = [run for run in status.runs if run.state == state]
         for run in own[:MOST_ROWS]:
-            table.add_row(state, run.name, run.key, run.words or ("" if run.r is None else f"r {run.r:.3f}"))
+            table.add_row(state, run.name, run.key, Text(run.words or ("" if run.r is None else f"r {run.r:.3f}")))
         if len(own) > MOST_ROWS:
             table.add_row(state, f"… and {len(own) - MOST_ROWS} more", "", "")
-    return Group(line, table)
+    return Group(Text(line), table)
 
 
 def show_sweeps(statuses: Iterable[Any]) -> None:

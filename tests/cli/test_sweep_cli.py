@@ -129,7 +129,7 @@ def test_the_live_view_ends_with_the_sweep_and_a_signal_ends_the_sweep(
     sweep: Path, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ):
     runs, piped = tmp_path / "runs", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sweep, "--runs", runs, "--workers", 1, "training.epochs=500"]
+    command = [sweep, "--runs", runs, "--workers", 1, "training.epochs=2000", "training.patience=2000"]
     running = start(*command, **piped)
     deadline = time.monotonic() + 200
     while not list(runs.glob("*/metrics.jsonl")):

@@ -1,5 +1,6 @@
 """Small sweeps, an engine that stays in this process, and what must be equal between runs of one hash."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import psutil
 import yaml
 
 from stexpr.config.sweep import load_sweep
@@ -50,6 +52,15 @@ class HereEngine:
                 return
             self.performed.append(task.key)
             yield perform(task)
+
+
+def workers_of(sweep: int) -> list[psutil.Process]:
+    """Living worker processes of the local engine of a sweep, by its process id."""
+    found = []
+    for process in psutil.Process(sweep).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie counts as none
+            found += [process] if "stexpr.engines.worker" in process.cmdline() else []
+    return found
 
 
 def results_of(run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from sweeps import HereEngine, assert_same_results, plan_of, write_sweep
+from sweeps import HereEngine, assert_same_results, plan_of, workers_of, write_sweep
 
 from stexpr.config import load_study
 from stexpr.engines.local import LocalEngine
@@ -191,19 +191,18 @@ def start(sweep: Path, runs: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def workers_of(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    return [one for one in psutil.Process(process.pid).children() if "stexpr.engines.worker" in one.cmdline()]
-
-
 def test_killed_workers_and_sweeps_lose_double_and_tear_nothing(tmp_path: Path, small_cohort: Path):
-    long = {"grid": {"model.auxiliary.weight": [0, 1]}, "overrides": {"folds": [0], "training.epochs": 40}}
+    long = {
+        "grid": {"model.auxiliary.weight": [0, 1]},
+        "overrides": {"folds": [0], "training.epochs": 40, "training.patience": 40},
+    }
     sweep, runs = write_sweep(tmp_path, small_cohort, **long), tmp_path / "runs"
     first = start(sweep, runs)
     wait_for(lambda: any(runs.glob("*/metrics.jsonl")), "a training")
-    before = workers_of(first)
+    before = workers_of(first.pid)
     before[0].send_signal(signal.SIGKILL)
-    wait_for(lambda: set(workers_of(first)) - set(before), "another worker in the place of the dead one")
-    orphans = workers_of(first)
+    wait_for(lambda: set(workers_of(first.pid)) - set(before), "another worker in the place of the dead one")
+    orphans = workers_of(first.pid)
     first.kill()
     first.wait(timeout=30)
     psutil.wait_procs(orphans, timeout=90)
