@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/sweeps/kills.py [--kills 10] [--seed 0] [--work FOLDER]
 
-Each kill hits the sweep's own process or one of its workers, by the toss of a coin, 5 to 20 s after the last; when the sweep is
-dead the same command is given again. At the end every planned run has one record, nothing is left over, and records, metrics
-and predictions equal those of a sweep that nobody disturbed, to the last bit. Writes benchmarks/results/sweep-kills.json.
+Each kill hits the sweep's own process or one of its workers, by the toss of a coin, up to 15 s after the first worker is there;
+when the sweep is dead the same command is given again. At the end every planned run has one record, nothing is left over, and
+records, metrics and predictions equal those of a sweep that nobody disturbed, to the last bit. Writes
+benchmarks/results/sweep-kills.json.
 """
 
 import argparse
@@ -71,7 +72,9 @@ def run(work: Path, n_kills: int, seed: int) -> dict[str, Any]:
     kills, starts = [], 1
     process = start(work, "killed")
     while len(kills) < n_kills:
-        wait = rng.uniform(5, 20)
+        while process.poll() is None and not workers_of(process.pid):
+            time.sleep(0.1)
+        wait = rng.uniform(0, 15)
         time.sleep(wait)
         if process.poll() is not None:
             assert process.returncode != 0, f"the sweep was done after {len(kills)} kills; give it more to do"
