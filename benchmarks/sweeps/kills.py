@@ -37,7 +37,8 @@ BASE = """
 cohort: {cohort}
 protocol: {{panel: {{n_main: 50}}}}
 model: {{backbone: tiny}}
-training: {{epochs: 20, patience: 20, batch_size: 16}}
+folds: [0, 1]
+training: {{epochs: 30, patience: 30, batch_size: 16}}
 """
 SWEEP = """
 name: kills
