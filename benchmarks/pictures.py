@@ -2,6 +2,8 @@
 
     .venv/bin/python benchmarks/pictures.py boards/mob/index.html page_mob models scores
     .venv/bin/python benchmarks/pictures.py boards/her2st/index.html page_her2st models scores
+    .venv/bin/python benchmarks/pictures.py boards/ten_backbones/index.html page_ten_backbones models scores
+    .venv/bin/python benchmarks/pictures.py boards/auxiliary_weight/index.html page_auxiliary_weight models scores
     .venv/bin/python benchmarks/pictures.py stexpr-demo/leaderboard/index.html page_maps maps
 
 The parts of the page are named by their ids. No picture of HER2ST's tissue may be published: take none of its maps.

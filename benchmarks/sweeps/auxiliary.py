@@ -9,7 +9,6 @@ Writes benchmarks/results/auxiliary_weight/effect.csv.
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from stexpr.evaluate.intervals import t_interval
@@ -53,7 +52,7 @@ def effects(runs: Path) -> pd.DataFrame:
     means = (r[r.columns[-1]] - r[0.0]).groupby(level="seed").mean().to_numpy()
     interval = t_interval(means)
     every = {"backbone": "all", "weight": r.columns[-1], "seeds": len(means), "effect": means.mean()}
-    return pd.DataFrame([*found, {**every, "low": interval.low, "high": interval.high}]).replace({np.nan: None})
+    return pd.DataFrame([*found, {**every, "low": interval.low, "high": interval.high}])
 
 
 def main() -> None:
