@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -80,24 +81,27 @@ def effect(sweep: str) -> str:
     return table(["backbone", "seeds", "r without", "r with", "SD over seeds", "effect", "95 % interval over seeds"], rows)
 
 
+def same(result: dict[str, Any]) -> str:
+    return "all equal" if result["equal"] else "UNEQUAL"
+
+
 def sweeps(_: str) -> str:
     """What was done to sweeps, and what it cost."""
     kills, ray, overhead = (
         json.loads((RESULTS / f"sweep-{name}.json").read_text(encoding="utf-8")) for name in ("kills", "ray", "overhead")
     )
     hit = [kill["hit"] for kill in kills["kills"]]
-    equal = "all equal" if ray["equal"] else "UNEQUAL"
     rows = [
         [
             "`sweeps/kills.py`",
             f"{len(hit)} × SIGKILL ({hit.count('sweep')} × sweep, {hit.count('worker')} × worker), {kills['n_runs']} runs",
-            f"{kills['lost']} lost, {kills['unequal']} unlike an undisturbed sweep; "
+            f"{kills['lost']} lost, records and predictions against an undisturbed sweep: {same(kills)}; "
             f"{kills['seconds']:.0f} s, undisturbed {kills['seconds_undisturbed']:.0f} s",
         ],
         [
             "`sweeps/ray_cluster.py`",
             f"two Ray nodes, one killed {ray['killed']['after_s']:.0f} s into the sweep ({ray['networks']} networks)",
-            f"records and predictions against the local engine: {equal}; {ray['seconds']['ray']:.0f} s",
+            f"records and predictions against the local engine: {same(ray)}; {ray['seconds']['ray']:.0f} s",
         ],
         [
             "`sweeps/overhead.py`",

@@ -22,7 +22,7 @@ WORKER_BYTES: Final = 3e9
 class _Worker:
     process: subprocess.Popen[str]
     results: IO[str]
-    device: int | None
+    device: str | None
     task: Task | None = None
 
 
@@ -94,7 +94,7 @@ class LocalEngine:
         device = self.devices[slot % len(self.devices)] if self.devices else None
         environment = {**os.environ, **thread_environment(self.threads)}
         if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(device)
+            environment["CUDA_VISIBLE_DEVICES"] = device
         reader, writer = os.pipe()
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / f"worker-{slot}.log").open("a", encoding="utf-8") as log:
@@ -143,14 +143,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def visible_gpus() -> list[int]:
-    """Return the numbers of the GPUs this process may use."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs this process may use, by number or by name, as `CUDA_VISIBLE_DEVICES` takes them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [int(one) for one in named.split(",") if one.strip().isdigit()]
+        return [one.strip() for one in named.split(",") if one.strip() and not one.strip().startswith("-")]
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    return list(map(str, range(torch.cuda.device_count())))
 
 
 def free_memory() -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stexpr.engines import EngineOptions, make_engine
-from stexpr.engines.local import LocalEngine
+from stexpr.engines.local import LocalEngine, visible_gpus
 from stexpr.engines.tasks import ATTEMPTS, Engine, Outcome, Task
 from stexpr.errors import ConfigError
 
@@ -89,3 +89,9 @@ def test_workers_end_with_a_killed_engine(tmp_path: Path) -> None:
     while Path(f"/proc/{worker}/cwd").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}/cwd").exists()
+
+
+@pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0, 2", ["0", "2"]), ("GPU-8a,MIG-7", ["GPU-8a", "MIG-7"])])
+def test_gpus_are_those_the_environment_names(monkeypatch: pytest.MonkeyPatch, named: str, gpus: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == gpus

@@ -20,6 +20,7 @@ from stexpr.engines.local import LocalEngine
 from stexpr.errors import ConfigError, TrainingError
 from stexpr.train.folder import BusyError, exclusive
 from stexpr.train.study import run_study
+from stexpr.train.sweep.job import write_failure
 from stexpr.train.sweep.plan import PLAN, sweeps_in
 from stexpr.train.sweep.run import missing_runs, run_sweep, stop_sweep
 from stexpr.train.sweep.states import sweep_status
@@ -94,6 +95,15 @@ def test_a_failed_run_keeps_its_traceback_and_the_others_go_on(tmp_path: Path, s
     assert engine.performed == []  # what failed waits for a retry
     assert not run_sweep(plan, runs, engine, only_failed=True).is_complete
     assert engine.performed == [key]
+
+
+def test_a_failure_that_was_mended_outside_of_the_sweep_is_none(tmp_path: Path, small_cohort: Path):
+    plan = plan_of(tmp_path, small_cohort, BASELINES_ONLY, **ONE_RUN)
+    runs = tmp_path / "runs"
+    run_sweep(plan, runs, HereEngine())
+    write_failure(runs / plan.runs[0].key, "an error", "its traceback")
+    assert run_sweep(plan, runs, HereEngine()).is_complete
+    assert sweep_status(runs, "small").counts() == f"{len(plan.runs)} done"
 
 
 def test_a_run_held_by_another_process_is_waited_for(tmp_path: Path, small_cohort: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config.files import write_whole
 from stexpr.config.sweep import SweepConfig, SweepStudies
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
@@ -93,12 +94,9 @@ class Plan:
 
     def write(self, runs: Path) -> None:
         """Write what a status needs into the state folder."""
-        folder = self.state_folder(runs)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {"sweep": self.config.model_dump(mode="json"), "runs": [run.entry for run in self.runs]}
-        beside = folder / f".{PLAN}.part"
-        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        beside.replace(folder / PLAN)
+        text = json.dumps(content, indent=1)
+        write_whole(self.state_folder(runs) / PLAN, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def plan_sweep(sweep: SweepStudies) -> Plan:

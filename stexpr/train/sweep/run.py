@@ -114,7 +114,7 @@ def run_sweep(
         if "disk full" in became.values():
             raise TrainingError(f"the disk of {runs} is full; free space, and the same command goes on")
         stop.raise_if_set()
-    failed = tuple((run.key, str(runs / run.key / FAILURE)) for run in plan.runs if (runs / run.key / FAILURE).exists())
+    failed = tuple((run.key, str(runs / run.key / FAILURE)) for run in missing_runs(plan, runs, only_failed=True))
     n_done = sum(end == "done" for end in became.values())
     n_left = len(missing_runs(plan, runs))
     return SweepResult(n_before, n_done, failed, n_left)
