@@ -12,6 +12,8 @@
     ├── MetricError      a metric that is undefined for the whole input                 (ValueError)
     └── ProtocolError    records that must not be compared                              (ValueError)
 
+    DomainWarning        a model used outside of what it was trained on                 (UserWarning)
+
 A message says what is wrong, the value, what is allowed and what to do. At the command line a `StexprError` is one line
 on stderr and exit code 2; anything else is a bug of ours and keeps its traceback.
 """
@@ -23,6 +25,7 @@ __all__ = [
     "CardError",
     "ConfigError",
     "DataError",
+    "DomainWarning",
     "GeneError",
     "LeakageError",
     "MetricError",
@@ -81,6 +84,10 @@ class MetricError(StexprError, ValueError):
 
 class ProtocolError(StexprError, ValueError):
     """Records were made under protocols that must not be compared."""
+
+
+class DomainWarning(UserWarning):
+    """A model is used on another kind of image than it was trained on; a warning, since only the user can judge."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,16 +14,14 @@ from stexpr.config import PrepareConfig
 from stexpr.data.cards import DataCard
 from stexpr.data.hest import on_axis, write_metadata, write_patches, write_picture, write_spots
 from stexpr.data.manifest import PreparedSection, section_files, stored_file
-from stexpr.data.qc import Selection, draw_qc, select_spots
+from stexpr.data.qc import Selection, draw_qc, select_spots, windows_of
 from stexpr.data.section import Section
-from stexpr.data.stain import StainProfile, StainTransform, fit_stain, stain_transform
+from stexpr.data.stain import StainProfile, StainTransform, stain_transform
 from stexpr.data.tissue import TissueMask, find_tissue
 from stexpr.types import SPATIAL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_STAIN_PATCHES = 64
-_STAIN_PIXELS = 1_000_000
 _THUMBNAIL_PX = 1000
 _UPSAMPLED = 0.95
 
@@ -102,19 +100,15 @@ def write_section(
 def _patches(
     section: Section, selection: Selection, config: PrepareConfig, transform: StainTransform | None
 ) -> Iterator[UInt8[Array, "H W 3"]]:
-    for x, y in selection.corners[selection.kept]:
-        patch = section.image.read(float(x), float(y), selection.side, config.window_px)
+    windows = windows_of(section, config)
+    for corner in selection.corners[selection.kept]:
+        patch = windows.read(corner)
         yield patch if transform is None else transform(patch)
 
 
 def _fit(section: Section, mask: TissueMask, selection: Selection, config: PrepareConfig) -> StainProfile:
     assert config.stain != "none"
-    corners = selection.corners[selection.kept]
-    some = corners[np.linspace(0, len(corners) - 1, min(len(corners), _STAIN_PATCHES)).astype(int)]
-    window = (selection.side, config.window_px)
-    tissue = [section.image.read(float(x), float(y), *window)[mask.within(float(x), float(y), *window)] for x, y in some]
-    pixels = np.concatenate(tissue)
-    return fit_stain(config.stain, np.ascontiguousarray(pixels[:: len(pixels) // _STAIN_PIXELS + 1]))
+    return windows_of(section, config).fit_stain(config.stain, mask, selection.corners[selection.kept])
 
 
 def _kept_spots(section: Section, selection: Selection, genes: Sequence[str]) -> Any:

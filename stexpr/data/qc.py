@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, UInt8
 from stexpr.config import PrepareConfig
 from stexpr.data.section import Section
 from stexpr.data.tissue import TissueMask
+from stexpr.data.windows import Windows
 from stexpr.errors import DataError
 from stexpr.types import SPATIAL
 
@@ -52,10 +53,9 @@ class Selection:
         return {reason: self.reason.count(reason) for reason in self.reasons if reason in self.reason}
 
 
-def patch_side(config: PrepareConfig, mpp: float) -> float:
-    """Return the side of a patch in level-0 px; a side within rounding of a whole number is that number."""
-    side = config.window_px * config.mpp / mpp
-    return float(round(side)) if abs(side - round(side)) < 1e-6 else side
+def windows_of(section: Section, config: PrepareConfig) -> Windows:
+    """Return the windows that patches of a section are cut from."""
+    return Windows(section.image, section.mpp, config.mpp, config.window_px)
 
 
 def select_spots(section: Section, mask: TissueMask, config: PrepareConfig) -> Selection:
@@ -64,29 +64,25 @@ def select_spots(section: Section, mask: TissueMask, config: PrepareConfig) -> S
     The checks, in this order; a spot that fails several is counted under the first: enough counts, in tissue (as the
     source says), patch wholly inside the image, enough tissue in the patch (as the mask says).
 
-    A patch starts at a whole level-0 pixel, so that at the native resolution its pixels are the image's own; its center
-    is at most half a pixel from the spot's.
-
     Raises:
         DataError: No spot is left; the message counts the reasons.
     """
     spots = section.spots
     library = np.asarray(spots.X.sum(axis=1), dtype=np.float64).ravel()
-    side = patch_side(config, section.mpp)
-    corners = np.round(np.asarray(spots.obsm[SPATIAL], dtype=np.float64) - side / 2)
-    edge = np.array([section.image.width, section.image.height])
-    tissue = mask.fractions(corners, side)
+    windows = windows_of(section, config)
+    corners = windows.corners(np.asarray(spots.obsm[SPATIAL], dtype=np.float64))
+    tissue = mask.fractions(corners, windows.side)
     checks = {
         f"fewer than {config.min_counts} counts": library < config.min_counts,
         "not in tissue": ~np.asarray(spots.obs["in_tissue"], dtype=bool),
-        "patch not wholly inside the image": ((corners < 0) | (corners + side > edge + 1e-6)).any(axis=1),
+        "patch not wholly inside the image": ~windows.inside(corners),
     }
     if config.min_tissue:
         checks[f"less than {config.min_tissue:.0%} tissue in the patch"] = tissue < config.min_tissue
     failed = np.stack(list(checks.values()), axis=1)
     first = np.where(failed.any(axis=1), failed.argmax(axis=1), len(checks))
     names = (*checks, "")
-    selection = Selection(tuple(names[i] for i in first), tuple(checks), corners, side, tissue, library)
+    selection = Selection(tuple(names[i] for i in first), tuple(checks), corners, windows.side, tissue, library)
     if not selection.kept.any():
         counted = ", ".join(f"{reason}: {n}" for reason, n in (section.left_out | selection.dropped).items())
         raise DataError(

@@ -5,7 +5,7 @@ patch of fat and one of tumor would each be stretched to the same mean color and
 difference in nuclear density that expression follows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -105,6 +105,28 @@ def fit_stain(kind: Literal["macenko", "reinhard"], pixels: UInt8[Array, "P 3"])
     if len(pixels) < _FEWEST:
         raise DataError(f"stain normalization has {len(pixels)} tissue pixels, it needs {_FEWEST}; use stain: none")
     return _fit_macenko(pixels) if kind == "macenko" else _fit_reinhard(pixels)
+
+
+def profile_of(described: Mapping[str, Any]) -> StainProfile:
+    """Rebuild a profile from what its `describe` gave.
+
+    Raises:
+        DataError: It is not that.
+    """
+    try:
+        if described["kind"] == "macenko":
+            stains, maxima = (np.asarray(described[key], dtype=float) for key in ("stains", "maxima"))
+            profile: StainProfile = MacenkoProfile(stains, maxima)
+            fits = stains.shape == (3, 2) and maxima.shape == (2,) and bool((maxima > 0).all())
+        else:
+            mean, sd = (np.asarray(described[key], dtype=float) for key in ("mean", "sd"))
+            profile = ReinhardProfile(mean, sd)
+            fits = described["kind"] == "reinhard" and mean.shape == sd.shape == (3,) and bool((sd > 0).all())
+    except (KeyError, TypeError, ValueError) as err:
+        raise DataError(f"not a stain profile: {err!r}; fit the stain again") from err
+    if not fits:
+        raise DataError("not a stain profile: its arrays have other shapes or values; fit the stain again")
+    return profile
 
 
 def stain_transform(source: StainProfile, reference: StainProfile) -> StainTransform:

@@ -219,7 +219,7 @@ def test_weights_of_another_network_are_refused_in_one_line(saved):
         ("\xff\xfe", "is not JSON|was not written by stexpr"),
         ("[]", "was not written by stexpr"),
         ('{"architecture": "resnet18", "num_classes": 0}', "was not written by stexpr"),  # timm's own
-        ('{"format": 2, "sha256": {}}', "has format 2, this stexpr reads format 1"),
+        ('{"format": 3, "sha256": {}}', "has format 3, this stexpr reads up to 2"),
         ('{"format": 1, "sha256": {}}', "transform has the keys kind"),
     ],
 )

@@ -4,7 +4,7 @@ import dataclasses
 
 import yaml
 
-from stexpr.models.model_card import model_card
+from stexpr.models.export.card import model_card
 from stexpr.panel import GenePanel, Preprocessing
 
 PANEL = GenePanel(("ACTB", "MKI67"), ("AUX",), "highly_variable", "cohort", 0.1)

@@ -1,0 +1,71 @@
+"""Square windows of an image around spots, at the pixel size a model wants."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, UInt8
+
+from stexpr.data.images import SlideImage
+from stexpr.data.stain import StainProfile, fit_stain
+from stexpr.data.tissue import TissueMask
+
+__all__ = ["Windows"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_STAIN_PATCHES = 64
+_STAIN_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one size on one image.
+
+    Attributes:
+        image: The image.
+        level0_mpp: Microns per level-0 pixel of it.
+        mpp: Microns per pixel of the patches read.
+        window_px: Side of the patches read.
+    """
+
+    image: SlideImage
+    level0_mpp: float
+    mpp: float
+    window_px: int
+
+    @property
+    def side(self) -> float:
+        """Side of a window in level-0 px; a side within rounding of a whole number is that number."""
+        side = self.window_px * self.mpp / self.level0_mpp
+        return float(round(side)) if abs(side - round(side)) < 1e-6 else side
+
+    def corners(self, centers: Float[Array, "S 2"]) -> Float64[Array, "S 2"]:
+        """Return the top-left corners of the windows around centers.
+
+        A window starts at a whole level-0 pixel, so that at the native resolution its pixels are the image's own; its center
+        is at most half a pixel from the one asked for.
+        """
+        corners: Array = np.round(np.asarray(centers, dtype=np.float64) - self.side / 2)
+        return corners
+
+    def inside(self, corners: Float64[Array, "S 2"]) -> Bool[Array, "S"]:
+        """Return which windows lie wholly inside the image."""
+        edge = np.array([self.image.width, self.image.height])
+        return np.asarray(((corners >= 0) & (corners + self.side <= edge + 1e-6)).all(axis=1))
+
+    def read(self, corner: Sequence[float] | Float64[Array, "2"]) -> UInt8[Array, "H W 3"]:
+        """Read one window; what lies outside of the image is white."""
+        return self.image.read(float(corner[0]), float(corner[1]), self.side, self.window_px)
+
+    def fit_stain(self, kind: Literal["macenko", "reinhard"], mask: TissueMask, corners: Float64[Array, "S 2"]) -> StainProfile:
+        """Fit the stain of the image on the tissue in a sample of its windows.
+
+        Raises:
+            DataError: The tissue is too little, or has no two stains to tell apart.
+        """
+        some = corners[np.linspace(0, len(corners) - 1, min(len(corners), _STAIN_PATCHES)).astype(int)]
+        tissue = [self.read(c)[mask.within(float(c[0]), float(c[1]), self.side, self.window_px)] for c in some]
+        pixels = np.concatenate(tissue)
+        return fit_stain(kind, np.ascontiguousarray(pixels[:: len(pixels) // _STAIN_PIXELS + 1]))

@@ -1,0 +1,127 @@
+"""Patches of an image at a model's own scale, and the model over as many of them as there are."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from stexpr.data.images import SlideImage
+from stexpr.data.stain import StainTransform, profile_of, stain_transform
+from stexpr.data.tissue import TissueMask
+from stexpr.data.windows import Windows
+from stexpr.errors import ModelError
+from stexpr.inference import autocast, out_of_memory, release_memory
+from stexpr.models.export import LoadedModel
+
+__all__ = ["Outputs", "PatchCutter", "run_model"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class Outputs(NamedTuple):
+    """`PatchOutput` on the CPU, as arrays."""
+
+    features: Float32[Array, "S D"]
+    expression: Float32[Array, "S G"]
+    spread: Float32[Array, "S G"]
+    novelty: Float32[Array, "S"]
+
+
+@dataclass(frozen=True)
+class PatchCutter:
+    """Cuts a model's input out of one image.
+
+    Attributes:
+        windows: Windows of the model's field of view on the image, at the model's pixel size.
+        stain: Brings patches to the stain the model was trained on; None where it was trained on plain colors.
+    """
+
+    windows: Windows
+    stain: StainTransform | None = None
+
+    @classmethod
+    def of(
+        cls, model: LoadedModel, image: SlideImage, mpp: float, mask: TissueMask, centers: Float[Array, "S 2"]
+    ) -> "PatchCutter":
+        """Prepare for one image; where the model was trained on normalized stain, the image's own is fitted.
+
+        Args:
+            model: Says the field of view, the pixel size and the stain.
+            image: The image.
+            mpp: Microns per level-0 pixel of it.
+            mask: Its tissue.
+            centers: Of the patches to be cut, level-0 px, x then y.
+
+        Raises:
+            ModelError: The model was trained on normalized stain and does not say which.
+            DataError: The tissue has no stain to fit.
+        """
+        preprocessing, described = model.preprocessing, model.release.stain_reference
+        windows = Windows(image, mpp, preprocessing.mpp, preprocessing.window_px)
+        if preprocessing.stain == "none":
+            return cls(windows)
+        if described is None:
+            raise ModelError(
+                f"the model was trained on {preprocessing.stain} normalized patches, but its folder does not hold the stain "
+                "they were brought to; export its run with stexpr export, with the cohort at hand"
+            )
+        reference = profile_of(described)
+        kind: Any = preprocessing.stain
+        return cls(windows, stain_transform(windows.fit_stain(kind, mask, windows.corners(centers)), reference))
+
+    def batches(self, centers: Float[Array, "S 2"], batch_size: int) -> Iterator[UInt8[Array, "B H W 3"]]:
+        """Cut the patches around centers, in their order, a batch at a time."""
+        corners = self.windows.corners(centers)
+        for start in range(0, len(corners), batch_size):
+            patches = map(self.windows.read, corners[start : start + batch_size])
+            yield np.stack([patch if self.stain is None else self.stain(patch) for patch in patches])
+
+
+def run_model(
+    model: LoadedModel,
+    batches: Iterable[UInt8[Array, "B H W 3"]],
+    *,
+    precision: str = "auto",
+    symmetries: bool | None = None,
+) -> Iterator[Outputs]:
+    """Run a model over batches of patches, one result for each batch, in their order; nothing is kept.
+
+    Args:
+        model: The model, on its device.
+        batches: RGB patches at the model's scale.
+        precision: As in `TrainingConfig`.
+        symmetries: Average over the eight flips and rotations; None does as the model was scored.
+
+    Raises:
+        ModelError: There is no memory for one patch.
+    """
+    size: float = math.inf
+    for batch in batches:
+        parts: list[Outputs] = []
+        done = 0
+        while done < len(batch):
+            part = batch[done : done + int(min(size, len(batch)))]
+            try:
+                parts.append(_run(model, part, precision, symmetries))
+                done += len(part)
+                continue
+            except (RuntimeError, MemoryError) as err:
+                if not out_of_memory(err):
+                    raise
+                if len(part) == 1:
+                    raise ModelError("out of memory while predicting one patch; take a smaller network or window") from err
+            size = math.ceil(len(part) / 2)
+            release_memory()
+        yield parts[0] if len(parts) == 1 else Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _run(model: LoadedModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> Outputs:
+    # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
+    images = torch.from_numpy(np.ascontiguousarray(patches)).to(model.device).permute(0, 3, 1, 2)
+    with autocast(model.device, precision):
+        output = model(images, symmetries=symmetries)
+    return Outputs(*(values.float().cpu().numpy() for values in output))

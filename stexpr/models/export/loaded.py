@@ -1,0 +1,203 @@
+"""A loaded model: one network, or one of each fold, and all that is needed to use it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from stexpr.config import Strict
+from stexpr.errors import ModelError
+from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
+from stexpr.models.export.applicability import Applicability
+from stexpr.models.export.intervals import PredictionIntervals
+from stexpr.models.spot import SpotRegressor
+from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
+
+
+class PatchOutput(NamedTuple):
+    """What a model says of some patches.
+
+    Attributes:
+        features: Of each network, one after the other.
+        expression: Predicted, in the unit of the model: the mean of the networks that predict the gene.
+        spread: Standard deviation between those networks; NaN where fewer than two predict the gene.
+        novelty: Distance from the training patches, in thresholds: above 1 a patch is foreign. NaN without a reference.
+    """
+
+    features: Float32[Tensor, "B D"]
+    expression: Float32[Tensor, "B G"]
+    spread: Float32[Tensor, "B G"]
+    novelty: Float32[Tensor, "B"]
+
+
+class Release(Strict):
+    """What `stexpr export` knows of a model beyond the folder a run left; empty for such a folder.
+
+    Attributes:
+        symmetries: Whether predictions were scored as means over the eight flips and rotations.
+        stain_reference: Stain profile that patches are brought to, as `data.stain` describes it.
+        scores: r per gene averaged, with interval and ceiling, as the card shows them.
+        notes: What a user should know.
+    """
+
+    symmetries: bool = False
+    stain_reference: dict[str, Any] | None = None
+    scores: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """One network of a model.
+
+    Attributes:
+        model: In evaluation mode.
+        panel: Its genes.
+        provenance: What it was trained on.
+        applicability: Its training features.
+    """
+
+    model: SpotRegressor
+    panel: GenePanel
+    provenance: dict[str, Any]
+    applicability: Applicability | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and all it needs to be used; call it with patches.
+
+    Attributes:
+        networks: One, or one of each fold.
+        transform: Unit of its predictions.
+        preprocessing: How an image becomes its input; networks of an ensemble share field of view, pixel size and stain.
+        release: What was known at export.
+        intervals: Around its predictions, None where nothing was held out to calibrate on.
+        hash: Identifies the files it was loaded from.
+    """
+
+    networks: tuple[LoadedNetwork, ...]
+    transform: ExpressionTransform
+    preprocessing: Preprocessing
+    release: Release = field(default_factory=Release)
+    intervals: PredictionIntervals | None = None
+    hash: str = ""
+
+    @cached_property
+    def genes(self) -> tuple[str, ...]:
+        """Genes predicted, those of all networks in order of first appearance."""
+        return tuple(dict.fromkeys(gene for network in self.networks for gene in network.panel.main))
+
+    @cached_property
+    def n_networks(self) -> tuple[int, ...]:
+        """How many networks predict each gene."""
+        panels = [set(network.panel.main) for network in self.networks]
+        return tuple(sum(gene in panel for panel in panels) for gene in self.genes)
+
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vector."""
+        return sum(network.model.backbone.n_features for network in self.networks)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether every network knows the distance of a patch from its training patches."""
+        return all(network.applicability is not None for network in self.networks)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the model was trained on; of an ensemble, patients are those of any fold."""
+        first = dict(self.networks[0].provenance)
+        if len(self.networks) > 1:
+            patients = (patient for network in self.networks for patient in network.provenance.get("training_patients", ()))
+            first |= {"training_patients": list(dict.fromkeys(patients)), "test_patients": [], "fold": None}
+        return first
+
+    @property
+    def model(self) -> SpotRegressor:
+        """The network, of a model that is not an ensemble.
+
+        Raises:
+            ModelError: It is one.
+        """
+        return self._only.model
+
+    @property
+    def panel(self) -> GenePanel:
+        """The genes of the network, of a model that is not an ensemble.
+
+        Raises:
+            ModelError: It is one.
+        """
+        return self._only.panel
+
+    @property
+    def _only(self) -> LoadedNetwork:
+        if len(self.networks) > 1:
+            raise ModelError(f"this model is an ensemble of {len(self.networks)} networks: go through its `networks`")
+        return self.networks[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.networks[0].model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "LoadedModel":
+        """Move the weights to a device, in place, and return the model."""
+        for network in self.networks:
+            network.model.to(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None) -> PatchOutput:
+        """Compute features, expression, spread and novelty of patches.
+
+        Args:
+            patches: RGB of side `preprocessing.window_px` at `preprocessing.mpp`, on the model's device.
+            symmetries: Average over the eight flips and rotations; None does as the model was scored.
+        """
+        averaged = self.release.symmetries if symmetries is None else symmetries
+        outputs = [_of_network(network.model, patches, averaged) for network in self.networks]
+        expression = torch.full((len(self.networks), len(patches), len(self.genes)), torch.nan, device=patches.device)
+        for i, (place, (_, values)) in enumerate(zip(self._places, outputs, strict=True)):
+            expression[i][:, place] = values.float()
+        spread = _sd_of_known(expression)
+        novelty = torch.full((len(patches),), torch.nan, device=patches.device)
+        if self.has_reference:
+            distances = [
+                network.applicability.to(patches.device).novelty(features)
+                for network, (features, _) in zip(self.networks, outputs, strict=True)
+                if network.applicability is not None
+            ]
+            novelty = torch.stack(distances).mean(dim=0)
+        features = torch.cat([features.float() for features, _ in outputs], dim=1)
+        return PatchOutput(features, expression.nanmean(dim=0), spread, novelty)
+
+    @property
+    def _places(self) -> Iterator[list[int]]:
+        column = {gene: i for i, gene in enumerate(self.genes)}
+        for network in self.networks:
+            yield [column[gene] for gene in network.panel.main]
+
+
+def _of_network(model: SpotRegressor, patches: Tensor, symmetries: bool) -> tuple[Tensor, Tensor]:
+    if not symmetries:
+        features = model.features(patches)
+        return features, model.main_objective.expression(model.main_head(features))
+    sums: tuple[Any, Any] = (0, 0)
+    for which in range(N_SYMMETRIES):
+        turned = apply_symmetries(patches, torch.full((len(patches),), which, device=patches.device))
+        features, expression = _of_network(model, turned, False)
+        sums = (sums[0] + features, sums[1] + expression)
+    return sums[0] / N_SYMMETRIES, sums[1] / N_SYMMETRIES
+
+
+def _sd_of_known(values: Float32[Tensor, "E B G"]) -> Float32[Tensor, "B G"]:
+    known = values.isfinite().sum(dim=0)
+    squares = (values - values.nanmean(dim=0)) ** 2
+    variance = squares.nansum(dim=0) / (known - 1)  # 0 / 0 where one network predicts the gene
+    return variance.sqrt()
