@@ -13,7 +13,6 @@ __all__ = ["TISSUE_KEYS", "foreign", "warn_of_foreign"]
 TISSUE_KEYS: Final = ("species", "tissue", "preservation", "technology")
 """What may be said of an image; the model's provenance says the same of its training data."""
 _COARSER: Final = 1.05
-_FINER: Final = 8.0
 
 
 def foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -38,8 +37,6 @@ def foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None]) -> 
     found = []
     if mpp > trained * _COARSER:
         found.append(f"the image has {mpp:.3g} um/px, coarser than the {trained:.3g} um/px the model was trained at")
-    if mpp * _FINER < trained:
-        found.append(
             f"the image has {mpp:.3g} um/px and is reduced {trained / mpp:.3g} times to the model's {trained:.3g} um/px"
         )
     for key in TISSUE_KEYS:
