@@ -37,8 +37,6 @@ def foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None]) -> 
     found = []
     if mpp > trained * _COARSER:
         found.append(f"the image has {mpp:.3g} um/px, coarser than the {trained:.3g} um/px the model was trained at")
-            f"the image has {mpp:.3g} um/px and is reduced {trained / mpp:.3g} times to the model's {trained:.3g} um/px"
-        )
     for key in TISSUE_KEYS:
         own, theirs = about.get(key), model.provenance.get(key)
         if own and theirs and own.casefold() != str(theirs).casefold():
