@@ -155,6 +155,11 @@ class ExpressionTransform:
         if self.kind == "stnet" and self.n_genes < 1:
             raise ConfigError("the stnet transform needs n_genes, the number of genes of the cohort")
 
+    @property
+    def lowest(self) -> float:
+        """What no measured expression is below: 0, or no bound where the logarithm is of a share of the library."""
+        return -np.inf if self.kind == "stnet" else 0.0
+
     def __call__(self, counts: Any, library: Any) -> Any:
         """Transform counts.
 

@@ -50,8 +50,15 @@ class PredictionIntervals:
             return f"for spots of new patients, {calibrated}"
         return f"spot-level, not valid for new patients; {calibrated}"
 
-    def around(self, expression: Float[Array, "S G"], coverage: float) -> tuple[Float32[Array, "S G"], Float32[Array, "S G"]]:
-        """Return the lower and upper ends of the intervals around predictions; expression is never below 0.
+    def around(
+        self, expression: Float[Array, "S G"], coverage: float, *, lowest: float = -np.inf
+    ) -> tuple[Float32[Array, "S G"], Float32[Array, "S G"]]:
+        """Return the lower and upper ends of the intervals around predictions.
+
+        Args:
+            expression: Predictions.
+            coverage: One of `coverages`.
+            lowest: What no measurement is below: `ExpressionTransform.lowest`. Ends below it are moved there.
 
         Raises:
             ModelError: The intervals were not made for this coverage.
@@ -60,8 +67,8 @@ class PredictionIntervals:
             known = ", ".join(f"{value:g}" for value in self.coverages)
             raise ModelError(f"the model has no {coverage:g} intervals; take one of {known}")
         half = self.half_width[:, self.coverages.index(coverage)]
-        low, high = expression - half, expression + half
-        return np.maximum(low, 0).astype(np.float32), high.astype(np.float32)
+        low, high = (np.maximum(end, lowest).astype(np.float32) for end in (expression - half, expression + half))
+        return low, high
 
     def to_csv(self) -> bytes:
         """Write one row per gene."""
