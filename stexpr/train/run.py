@@ -13,11 +13,12 @@ import torch
 from stexpr.config import NetworkConfig, StudyConfig
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
+from stexpr.data.stain_reference import stain_reference
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError
 from stexpr.evaluate.records import RECORD, Record, write_record
 from stexpr.inference import predict_expression
-from stexpr.models.export import save_model
+from stexpr.models.export import Release, save_model
 from stexpr.panel import ExpressionTransform, Preprocessing
 from stexpr.train import folder as names
 from stexpr.train.accumulation import Accumulation
@@ -179,6 +180,7 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
         transform=job.transform,
         preprocessing=preprocessing,
         provenance=job.provenance(),
+        release=Release(symmetries=config.input.test_symmetries, stain_reference=stain_reference(cohort)),
     )
     processes.on_first(export)
     resized = backbone.input_px != job.window_px

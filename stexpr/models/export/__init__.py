@@ -32,6 +32,7 @@ from stexpr.models.export.files import (
     EnsembleConfigFile,
     ModelConfigFile,
     checked,
+    ensemble_genes_csv,
     genes_csv,
     read_config,
     read_panel,
@@ -111,8 +112,8 @@ def save_model(
         "panel": {key: panel.to_dict()[key] for key in ("rule", "scope", "min_detection", "included")},
         "provenance": dict(provenance),
     }
-    card = model_card(panel, preprocessing, provenance)
-    _write(folder, contents, config, card, release, intervals)
+    network = LoadedNetwork(model, panel, dict(provenance), applicability)
+    _write(folder, contents, config, LoadedModel((network,), transform, preprocessing, release or Release(), intervals))
 
 
 def save_ensemble(
@@ -153,32 +154,26 @@ def save_ensemble(
             intervals=member.intervals,
         )
         vouched[f"{MEMBERS}/{i}/{CONFIG}"] = sha256((own / CONFIG).read_bytes())
-    whole = LoadedModel(tuple(m.networks[0] for m in members), members[0].transform, members[0].preprocessing)
-    card = model_card(whole.networks[0].panel, whole.preprocessing, whole.provenance)
-    _write(folder, {}, {"kind": "ensemble", "members": len(members), "sha256": vouched}, card, release, intervals)
+    networks = tuple(member.networks[0] for member in members)
+    whole = LoadedModel(networks, members[0].transform, members[0].preprocessing, release or Release(), intervals)
+    genes = {GENES: ensemble_genes_csv(whole.genes, whole.n_networks).encode()}
+    _write(folder, genes, {"kind": "ensemble", "members": len(members), "sha256": vouched}, whole)
 
 
-def _write(
-    folder: Path,
-    contents: dict[str, bytes],
-    config: dict[str, Any],
-    card: str,
-    release: Release | None,
-    intervals: PredictionIntervals | None,
-) -> None:
+def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], model: LoadedModel) -> None:
     """Write the files of a model, then its card and, last, the configuration that vouches for them."""
-    described = None
+    described, intervals = None, model.intervals
     if intervals is not None:
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
     config = {
         "format": FORMAT,
         **config,
-        "release": (release or Release()).model_dump(mode="json"),
+        "release": model.release.model_dump(mode="json"),
         "intervals": described,
         "sha256": {**config.get("sha256", {}), **{name: sha256(content) for name, content in contents.items()}},
     }
-    contents[CARD] = card.encode()
+    contents[CARD] = model_card(model).encode()
     contents[CONFIG] = (json.dumps(config, indent=1) + "\n").encode()
     if (folder / CONFIG).exists():
         refuse_foreign(folder / CONFIG)

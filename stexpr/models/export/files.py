@@ -173,6 +173,15 @@ def genes_csv(panel: GenePanel) -> str:
     return text.getvalue()
 
 
+def ensemble_genes_csv(genes: tuple[str, ...], n_networks: tuple[int, ...]) -> str:
+    """Write the genes of an ensemble for people to read, with how many of its networks predict each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["gene", "networks"])
+    writer.writerows(zip(genes, n_networks, strict=True))
+    return text.getvalue()
+
+
 def read_panel(path: Path, content: bytes, settings: PanelSettings) -> GenePanel:
     """Read what `genes_csv` wrote.
 

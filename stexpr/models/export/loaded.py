@@ -12,7 +12,7 @@ from torch import Tensor
 from stexpr.config import Strict
 from stexpr.errors import ModelError
 from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
-from stexpr.models.export.applicability import Applicability
+from stexpr.models.export.applicability import Applicability, Views, appearance
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -114,7 +114,8 @@ class LoadedModel:
         first = dict(self.networks[0].provenance)
         if len(self.networks) > 1:
             patients = (patient for network in self.networks for patient in network.provenance.get("training_patients", ()))
-            first |= {"training_patients": list(dict.fromkeys(patients)), "test_patients": [], "fold": None}
+            seeds = list(dict.fromkeys(network.provenance.get("seed") for network in self.networks))
+            first |= {"training_patients": list(dict.fromkeys(patients)), "test_patients": [], "fold": None, "seed": seeds}
         return first
 
     @property
@@ -168,8 +169,9 @@ class LoadedModel:
         spread = _sd_of_known(expression)
         novelty = torch.full((len(patches),), torch.nan, device=patches.device)
         if self.has_reference:
+            seen = appearance(patches)
             distances = [
-                network.applicability.to(patches.device).novelty(features)
+                network.applicability.to(patches.device).novelty(Views(features.float(), seen))
                 for network, (features, _) in zip(self.networks, outputs, strict=True)
                 if network.applicability is not None
             ]
