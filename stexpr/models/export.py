@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from stexpr.config import Strict, validated
 from stexpr.config.files import write_together
 from stexpr.errors import ConfigError, ModelError
+from stexpr.models.arguments import checked_arguments
 from stexpr.models.backbones import create_backbone
 from stexpr.models.model_card import model_card
 from stexpr.models.objectives import LossKind, Objective, empty_objective
@@ -60,11 +61,13 @@ class ModelConfigFile(Strict):
 
     Attributes:
         backbone: A name without a path or address in it, so that loading a model never reaches for anything else.
+        backbone_arguments: What the architecture is built with beside its defaults: numbers and names of layers.
         sha256: Checksums of the other files.
     """
 
     format: Literal[1]
     backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+    backbone_arguments: dict[str, Any] = {}
     auxiliary_weight: float = Field(ge=0)
     objectives: dict[Literal["main", "auxiliary"], ObjectiveSettings]
     transform: ExpressionTransform
@@ -87,9 +90,15 @@ class ModelConfigFile(Strict):
     @field_validator("preprocessing")
     @classmethod
     def _sane_window(cls, preprocessing: Preprocessing) -> Preprocessing:
-        if not 1 <= preprocessing.window_px <= MAX_WINDOW_PX:  # before a backbone is tried at that size
-            raise ValueError(f"window_px is between 1 and {MAX_WINDOW_PX}")
+        for side in (preprocessing.window_px, preprocessing.input_px):
+            if not 1 <= side <= MAX_WINDOW_PX:  # before a backbone is tried at that size
+                raise ValueError(f"window_px and input_px are between 1 and {MAX_WINDOW_PX}")
         return preprocessing
+
+    @field_validator("backbone_arguments")
+    @classmethod
+    def _plain_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return checked_arguments(arguments, "backbone_arguments")  # a ModelError is a ValueError
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,8 @@ def save_model(
     config = {
         "format": FORMAT,
         # weights that came from a folder or a repository are now here: only the architecture is still needed
-        "backbone": backbone.timm_name if ":" in backbone.name else backbone.name,
+        "backbone": backbone.portable_name,
+        "backbone_arguments": backbone.arguments,
         "auxiliary_weight": model.auxiliary_weight,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
@@ -182,7 +192,12 @@ def load_model(folder: str | Path) -> LoadedModel:
     panel = _read_panel(folder / GENES, contents[GENES], config.panel)
     try:
         model = SpotRegressor(
-            create_backbone(config.backbone, window_px=config.preprocessing.window_px),
+            create_backbone(
+                config.backbone,
+                window_px=config.preprocessing.window_px,
+                input_px=config.preprocessing.input_px,
+                arguments=config.backbone_arguments,
+            ),
             _objective(config, "main", len(panel.main)),
             _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
             auxiliary_weight=config.auxiliary_weight,
@@ -191,11 +206,6 @@ def load_model(folder: str | Path) -> LoadedModel:
     except (ModelError, SafetensorError, RuntimeError) as err:  # load_state_dict raises RuntimeError
         reason = " ".join(str(err).split())[:300]
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}, or this version of timm: {reason}") from err
-    if model.backbone.input_px != config.preprocessing.input_px:
-        raise ModelError(
-            f"{folder / CONFIG}: the model was trained at {config.preprocessing.input_px} px, but this version of timm takes "
-            f"{model.backbone.input_px} px; install the timm named under provenance"
-        )
     model = model.eval().to(memory_format=torch.channels_last)
     return LoadedModel(model, panel, config.transform, config.preprocessing, config.provenance)
 
