@@ -1,7 +1,10 @@
 """Backbones: from an image to a vector of features, whatever timm calls the network."""
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stexpr.errors import ModelError, nearest
+from stexpr.models.arguments import checked_arguments
 from stexpr.models.tiny import TinyNetwork
 
 
@@ -50,6 +54,7 @@ class Backbone(nn.Module):
     Attributes:
         name: As asked for.
         timm_name: The architecture in timm, with which it can be built again; `tiny` for our own.
+        arguments: What the architecture is built with beside its defaults, plain JSON values.
         n_features: Length D of the feature vector.
         window_px: Side of the patches given.
         input_px: Side the network sees; larger than `window_px` only where the network cannot do with that.
@@ -59,18 +64,33 @@ class Backbone(nn.Module):
     sd_rgb: Tensor
 
     def __init__(
-        self, network: nn.Module, *, name: str, timm_name: str, n_features: int, window_px: int, input_px: int, colors: Any
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        timm_name: str,
+        n_features: int,
+        window_px: int,
+        input_px: int,
+        colors: Any,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.name = name
         self.timm_name = timm_name
+        self.arguments = dict(arguments or {})
         self.n_features = n_features
         self.window_px = window_px
         self.input_px = input_px
         # buffers, so that weights from a local folder take their own colors along
         self.register_buffer("mean_rgb", torch.tensor(colors["mean"], dtype=torch.float32))
         self.register_buffer("sd_rgb", torch.tensor(colors["std"], dtype=torch.float32))
+
+    @property
+    def portable_name(self) -> str:
+        """The name by which it can be built again anywhere: without the folder or repository its weights came from."""
+        return self.timm_name if ":" in self.name else self.name
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -110,7 +130,15 @@ class Backbone(nn.Module):
         return features
 
 
-def create_backbone(name: str, *, window_px: int, pretrained: bool = False, seed: int = 0) -> Backbone:
+def create_backbone(
+    name: str,
+    *,
+    window_px: int,
+    pretrained: bool = False,
+    seed: int = 0,
+    input_px: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Backbone:
     """Build a backbone for patches of one size.
 
     The global random state is left as it was, and equal seeds give equal weights. Vision transformers are built at the
@@ -122,13 +150,15 @@ def create_backbone(name: str, *, window_px: int, pretrained: bool = False, seed
         window_px: Side of the patches.
         pretrained: Load timm's weights, from the network or the cache of huggingface_hub.
         seed: Draws the initial weights.
+        input_px: Side the network sees, to which patches are resized; None takes the smallest it can do with.
+        arguments: What the architecture is built with beside its defaults, plain JSON values; a folder brings its own.
 
     Returns:
         The backbone, in training mode, on the CPU.
 
     Raises:
         ModelError: The name is unknown (the nearest is named), there are no pretrained weights or they cannot be had,
-            or the network takes none of the sizes tried.
+            the network takes none of the sizes tried, or an argument is not one of a network.
 
     Example:
         >>> backbone = create_backbone("tiny", window_px=32)
@@ -139,19 +169,29 @@ def create_backbone(name: str, *, window_px: int, pretrained: bool = False, seed
         # not torch.manual_seed, which would reseed every GPU as well
         torch.default_generator.manual_seed(seed)
         if name == "tiny":
-            return _tiny(window_px, pretrained)
-        return _from_timm(name, window_px, pretrained)
+            return _tiny(window_px, pretrained, input_px, arguments)
+        return _from_timm(name, window_px, pretrained, input_px, checked_arguments(arguments or {}, f"backbone {name}"))
 
 
-def _from_timm(name: str, window_px: int, pretrained: bool) -> Backbone:
+def _from_timm(name: str, window_px: int, pretrained: bool, input_px: int | None, arguments: dict[str, Any]) -> Backbone:
     spec = BACKBONES.get(name)
     timm_name = spec.timm_name if spec else name
     native_px, sized = _timm_settings(name, timm_name)
-    known = [_round_up(max(window_px, spec.min_px), spec.multiple_px)] if spec else None
-    sizes = known or _sizes_to_try(window_px, native_px, sized)
-    network, input_px, n_features = _first_that_works(timm_name, sizes, sized, native_px)
+    if timm_name.startswith("local-dir:"):
+        arguments = {**_arguments_of(Path(timm_name.removeprefix("local-dir:"))), **arguments}
+    sized = sized and not arguments.get("dynamic_img_size") and arguments.get("strict_img_size", True)
+    if input_px is not None:
+        sizes = [input_px]
+    elif spec:
+        sizes = [_round_up(max(window_px, spec.min_px), spec.multiple_px)]
+    else:
+        sizes = _sizes_to_try(window_px, native_px, sized)
+    attempts = [(px, {**arguments, "img_size": px} if sized else arguments) for px in sizes]
+    if sized and input_px in (None, native_px):  # some networks have one size, and no argument for it
+        attempts.append((native_px, arguments))
+    network, built_px, n_features, arguments = _first_that_works(timm_name, attempts)
     if pretrained:
-        network = _load_pretrained(timm_name, {"img_size": input_px} if sized else {})
+        network = _load_pretrained(timm_name, arguments)
     colors = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network,
@@ -159,9 +199,15 @@ def _from_timm(name: str, window_px: int, pretrained: bool) -> Backbone:
         timm_name=str(getattr(network, "pretrained_cfg", {}).get("architecture") or timm_name),
         n_features=n_features,
         window_px=window_px,
-        input_px=input_px,
+        input_px=built_px,
         colors=colors,
+        arguments=arguments,
     )
+
+
+def _arguments_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"  # that it is there and JSON, timm has seen
+    return checked_arguments(json.loads(path.read_text(encoding="utf-8")).get("model_args") or {}, str(path))
 
 
 def _timm_settings(name: str, timm_name: str) -> tuple[int, bool]:
@@ -192,22 +238,20 @@ def _sizes_to_try(window_px: int, native_px: int, sized: bool) -> list[int]:
     return sorted({window_px, *(size for size in (*TRIAL_SIZES, native_px) if size > window_px)})
 
 
-def _first_that_works(timm_name: str, sizes: list[int], sized: bool, native_px: int) -> tuple[nn.Module, int, int]:
-    """Return the untrained network at the first size it takes, that size and its feature width."""
-    attempts: list[tuple[int, dict[str, Any]]] = [(px, {"img_size": px} if sized else {}) for px in sizes]
-    if sized:  # some networks have one size, and no argument for it
-        attempts.append((native_px, {}))
-    reason = ""
+def _first_that_works(timm_name: str, attempts: list[tuple[int, dict[str, Any]]]) -> tuple[nn.Module, int, int, dict[str, Any]]:
+    """Return the untrained network at the first size it takes, that size, its feature width and its arguments."""
+    reason = "no size is a multiple of the network's own patches"
     network: nn.Module | None = None
+    built: dict[str, Any] | None = None
     for px, arguments in attempts:
         try:
-            if network is None or sized:
+            if network is None or arguments != built:
                 # the same draws at every attempt, so the weights do not depend on how many failed
                 with torch.random.fork_rng(devices=[]):
-                    network = timm.create_model(timm_name, num_classes=0, **arguments)
+                    network, built = timm.create_model(timm_name, num_classes=0, **arguments), arguments
             if px % _patch_px(network):
                 continue  # the network would run, and drop the rows and columns left over
-            return network, px, _feature_width(network, px)
+            return network, px, _feature_width(network, px), arguments
         except Exception as err:  # networks refuse a size with whatever their first failing line raises
             reason = _one_line(err)
     raise ModelError(f"backbone {timm_name!r} works at none of {', '.join(str(px) for px, _ in attempts)} px: {reason}")
@@ -256,9 +300,13 @@ def _triple(values: Tensor) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _tiny(window_px: int, pretrained: bool) -> Backbone:
+def _tiny(window_px: int, pretrained: bool, input_px: int | None, arguments: Mapping[str, Any] | None) -> Backbone:
     if pretrained:
         raise ModelError("the backbone 'tiny' has no pretrained weights; set model.pretrained=false")
+    if arguments or input_px not in (None, window_px):
+        raise ModelError(
+            f"the backbone 'tiny' has no arguments and sees patches as they are, {window_px} px, not {input_px} px"
+        )
     return Backbone(
         TinyNetwork(),
         name="tiny",

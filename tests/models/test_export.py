@@ -176,6 +176,32 @@ def test_weights_from_a_folder_are_exported_whole(tmp_path, make_model, make_bat
     assert str(tmp_path) not in (tmp_path / "model" / CONFIG).read_text()
 
 
+def test_an_architecture_with_arguments_of_its_own_is_exported_with_them(tmp_path, make_model, make_batch):
+    import timm
+
+    own = {"depth": 2, "embed_dim": 48, "num_heads": 3, "init_values": 1e-5, "reg_tokens": 2, "dynamic_img_size": True}
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, global_pool="avg", **own)
+    timm.models.save_for_hf(network, tmp_path / "timm", safe_serialization=True, model_args={**own, "img_size": 64})
+    model = make_model(backbone=f"local-dir:{tmp_path / 'timm'}", pretrained=True, auxiliary=False).eval()
+    assert model.backbone.input_px == 32  # its position embeddings stretch, so patches need no enlarging
+    save(tmp_path / "model", model)
+    (tmp_path / "timm").rename(tmp_path / "moved")
+    arguments = json.loads((tmp_path / "model" / CONFIG).read_text())["backbone_arguments"]
+    assert own.items() <= arguments.items()
+    patches = make_batch(2).patches
+    with torch.inference_mode():
+        assert load_model(tmp_path / "model").model.predict(patches).equal(model.predict(patches))
+
+
+def test_a_model_of_before_arguments_were_kept_is_still_read(tmp_path, make_model, make_batch):
+    model = make_model(backbone="vit_tiny_patch16_224", auxiliary=False).eval()
+    save(tmp_path, model)
+    rewrite(tmp_path, lambda config: config.pop("backbone_arguments"))
+    patches = make_batch(2).patches
+    with torch.inference_mode():
+        assert load_model(tmp_path).model.predict(patches).equal(model.predict(patches))
+
+
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, GENES])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
@@ -237,6 +263,11 @@ def test_a_config_that_is_not_ours_is_refused(saved, text, message):
         (("backbone",), "../../etc"),
         (("backbone",), "no_such_network"),
         (("backbone",), "resnet18"),
+        (("backbone_arguments",), {"depth": 2}),  # the tiny network has none
+        (("backbone_arguments",), {"checkpoint_path": "weights.pth"}),
+        (("backbone_arguments",), {"norm_layer": "/etc/passwd"}),
+        (("backbone_arguments",), {"depth": 10**6}),
+        (("backbone_arguments",), {"patch_size": {"16": 16}}),
         (("auxiliary_weight",), -1),
         (("objectives", "main", "kind"), "pickle"),
         (("objectives",), {}),
@@ -248,6 +279,7 @@ def test_a_config_that_is_not_ours_is_refused(saved, text, message):
         (("preprocessing", "window_px"), 10**6),
         (("preprocessing", "window_px"), "wide"),
         (("preprocessing", "input_px"), 999),
+        (("preprocessing", "input_px"), 10**6),
         (("preprocessing", "mean"), [1, 2]),
         (("panel", "rule"), "oracle"),
         (("sha256", "genes.csv"), "../genes.csv"),

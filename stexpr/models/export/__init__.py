@@ -104,7 +104,8 @@ def save_model(
         contents[REFERENCE] = applicability.to_bytes()
     config = {
         # weights that came from a folder or a repository are now here: only the architecture is still needed
-        "backbone": backbone.timm_name if ":" in backbone.name else backbone.name,
+        "backbone": backbone.portable_name,
+        "backbone_arguments": backbone.arguments,
         "auxiliary_weight": model.auxiliary_weight,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
@@ -222,7 +223,12 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
     panel = read_panel(folder / GENES, contents[GENES], config.panel)
     try:
         model = SpotRegressor(
-            create_backbone(config.backbone, window_px=config.preprocessing.window_px),
+            create_backbone(
+                config.backbone,
+                window_px=config.preprocessing.window_px,
+                input_px=config.preprocessing.input_px,
+                arguments=config.backbone_arguments,
+            ),
             _objective(config, "main", len(panel.main)),
             _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
             auxiliary_weight=config.auxiliary_weight,
@@ -231,11 +237,6 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
     except (ModelError, SafetensorError, RuntimeError) as err:  # load_state_dict raises RuntimeError
         reason = " ".join(str(err).split())[:300]
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG}, or this version of timm: {reason}") from err
-    if model.backbone.input_px != config.preprocessing.input_px:
-        raise ModelError(
-            f"{folder / CONFIG}: the model was trained at {config.preprocessing.input_px} px, but this version of timm takes "
-            f"{model.backbone.input_px} px; install the timm named under provenance"
-        )
     applicability = None
     if REFERENCE in config.sha256:
         reference = checked(folder / REFERENCE, config.sha256[REFERENCE])

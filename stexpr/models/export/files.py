@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stexpr.config import Strict, validated
 from stexpr.errors import ConfigError, ModelError
+from stexpr.models.arguments import checked_arguments
 from stexpr.models.export.intervals import IntervalLevel
 from stexpr.models.export.loaded import Release
 from stexpr.models.objectives import LossKind
@@ -62,11 +63,13 @@ class ModelConfigFile(Strict):
 
     Attributes:
         backbone: A name without a path or address in it, so that loading a model never reaches for anything else.
+        backbone_arguments: What the architecture is built with beside its defaults: numbers and names of layers.
         sha256: Checksums of the other files.
     """
 
     format: Literal[1, 2]
     backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+    backbone_arguments: dict[str, Any] = {}
     auxiliary_weight: float = Field(ge=0)
     objectives: dict[Literal["main", "auxiliary"], ObjectiveSettings]
     transform: ExpressionTransform
@@ -91,9 +94,15 @@ class ModelConfigFile(Strict):
     @field_validator("preprocessing")
     @classmethod
     def _sane_window(cls, preprocessing: Preprocessing) -> Preprocessing:
-        if not 1 <= preprocessing.window_px <= MAX_WINDOW_PX:  # before a backbone is tried at that size
-            raise ValueError(f"window_px is between 1 and {MAX_WINDOW_PX}")
+        for side in (preprocessing.window_px, preprocessing.input_px):
+            if not 1 <= side <= MAX_WINDOW_PX:  # before a backbone is tried at that size
+                raise ValueError(f"window_px and input_px are between 1 and {MAX_WINDOW_PX}")
         return preprocessing
+
+    @field_validator("backbone_arguments")
+    @classmethod
+    def _plain_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return checked_arguments(arguments, "backbone_arguments")  # a ModelError is a ValueError
 
 
 class EnsembleConfigFile(Strict):
