@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64
 
 from stexpr.data.cards import DataCard, FolderKind, Matrix, SectionEntry
 from stexpr.data.images import SlideImage, open_image
-from stexpr.data.section import PITCH_TOLERANCE, GeneNamespace, check_mpp
+from stexpr.data.section import PITCH_TOLERANCE, GeneNamespace, Section, check_mpp
 from stexpr.errors import ConfigError, DataError, ScaleError
 from stexpr.types import T
 
@@ -85,8 +85,8 @@ def detect_kind(folder: Path) -> FolderKind:
     if (folder / "spatial").is_dir():
         return "space_ranger"
     raise DataError(
-        f"{folder} is no output folder that stexpr knows: it holds neither spatial/ (Space Ranger), binned_outputs/ (Visium HD) "
-        "nor experiment.xenium (Xenium)"
+        f"{folder} is no output folder that stexpr knows: it holds neither spatial/ (Space Ranger), binned_outputs/ "
+        "(Visium HD) nor experiment.xenium (Xenium)"
     )
 
 
@@ -120,7 +120,8 @@ def agreed_mpp(
     """Decide on the pixel size, and hold every other word on it against the decision.
 
     Args:
-        request: Its `mpp`, if given, decides.
+        request: Its `mpp`, if given, decides, and what disagrees with it is told of; that the spots lie as far apart as they
+            should is checked on the section.
         image: Its own pixel size is compared.
         measured: Pixel size according to the folder; decides otherwise.
         source: How `measured` is known.
@@ -130,17 +131,16 @@ def agreed_mpp(
         Microns per level-0 pixel and how they are known, with what disagrees a little.
 
     Raises:
-        ScaleError: Absurd, or another word is off by more than 15 %.
+        ScaleError: Absurd, or nobody decided and two words are more than 15 % apart.
     """
-    given = request.mpp is not None
     mpp, how = (request.mpp, request.mpp_source) if request.mpp is not None else (measured, source)
     check_mpp(mpp, f"section {request.section}, {how}")
-    words = {**({source: measured} if given else {}), **(others or {})}
+    words = {**(others or {})} if request.mpp is None else {source: measured, **(others or {})}
     if image.mpp is not None:
         words[f"the image file ({image.backend})"] = image.mpp
     for word, other in words.items():
         apart = abs(other - mpp) / mpp
-        if not apart <= PITCH_TOLERANCE:
+        if request.mpp is None and not apart <= PITCH_TOLERANCE:
             raise ScaleError(
                 f"section {request.section}: {mpp:.4g} um/px ({how}) contradicts {other:.4g} um/px ({word}); is "
                 f"{image.path.name} the image that the positions refer to? Else correct mpp or pixel_scale"
@@ -167,3 +167,43 @@ def check_inside(
             f"({image.width} x {image.height} px): they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}; "
             "give the image that the positions refer to"
         )
+
+
+def section_of_folder(
+    request: FolderRequest,
+    spots: Any,
+    namespace: GeneNamespace,
+    image: SlideImage,
+    scale: tuple[float, str],
+    *,
+    left_out: Mapping[str, int],
+    diameter_um: float,
+    pitch_um: float,
+    notes: tuple[str, ...],
+) -> Section:
+    """Put a section together.
+
+    Args:
+        request: Names it.
+        spots: Counts and centers.
+        namespace: What its genes are named by.
+        image: Which the centers refer to.
+        scale: Microns per pixel, and how they are known.
+        left_out: Spots left out, by reason.
+        diameter_um: Of a spot, or its side.
+        pitch_um: From a spot to the nearest one.
+        notes: What a reader of results should know.
+    """
+    return Section(
+        name=request.section,
+        patient=request.patient,
+        spots=spots,
+        image=image,
+        mpp=scale[0],
+        mpp_source=scale[1],
+        gene_namespace=namespace,
+        left_out={reason: n for reason, n in left_out.items() if n},
+        spot_diameter_um=diameter_um,
+        spot_pitch_um=pitch_um,
+        notes=notes,
+    )
