@@ -27,7 +27,7 @@ from stexpr.errors import DataError, GeneError, ScaleError
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _IMAGES = ("*he_image.ome.tif", "*he_image.ome.tiff")
-_SQUARE = "say how large the squares shall be, such as 55 um"
+_SQUARE = "such as 55 um"
 _SHEAR = 0.05
 
 
