@@ -4,20 +4,15 @@ Names, data types, column orders, attributes and the order of dimensions are tho
 passes here meets nothing new there. Sizes are small: a section takes a fraction of a second.
 """
 
-import gzip
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-import scipy.io
 import scipy.sparse as sp
-
-HIRES_PX, LOWRES_PX = 300, 90  # 2,000 to 6,000 and 600 in the real ones
+from vendor_files import write_matrix_folder, write_matrix_h5, write_spatial, write_tiff, write_transcripts
 
 
 @dataclass(frozen=True)
@@ -144,10 +139,12 @@ def write_space_ranger(
     header = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
     name = "tissue_positions_list.csv" if version == 1 else "tissue_positions.csv"
     (outs / "spatial" / name).write_text("\n".join(lines if version == 1 else [header, *lines]) + "\n")
-    _write_spatial(outs / "spatial", tissue, {"spot_diameter_fullres": 65 / tissue.mpp, "fiducial_diameter_fullres": 105.0})
+    write_spatial(
+        outs / "spatial", tissue.image, {"spot_diameter_fullres": 65 / tissue.mpp, "fiducial_diameter_fullres": 105.0}
+    )
     if cytassist:
-        _write_tiff(outs / "spatial" / "cytassist_image.tiff", tissue.image[::3, ::4], None)
-    _write_tiff(folder / "image.tif", tissue.image, tissue.mpp)
+        write_tiff(outs / "spatial" / "cytassist_image.tiff", tissue.image[::3, ::4], None)
+    write_tiff(folder / "image.tif", tissue.image, tissue.mpp)
     rows = np.flatnonzero(in_tissue)
     return Written(outs, folder / "image.tif", tuple(barcodes[i] for i in rows), centers[rows], counts[rows])
 
@@ -196,10 +193,10 @@ def write_visium_hd(folder: Path, tissue: KnownTissue, *, sizes: Sequence[int] =
         }
         pq.write_table(pa.table(table), place / "spatial" / "tissue_positions.parquet")
         factors = {"spot_diameter_fullres": size / tissue.mpp, "bin_size_um": float(size), "microns_per_pixel": tissue.mpp}
-        _write_spatial(place / "spatial", tissue, factors)
+        write_spatial(place / "spatial", tissue.image, factors)
         if size == base:
             written = (tuple(names), centers[rows], counts[rows])
-    _write_tiff(folder / "image.tif", tissue.image, tissue.mpp)
+    write_tiff(folder / "image.tif", tissue.image, tissue.mpp)
     assert written is not None
     return Written(folder / "outs", folder / "image.tif", *written)
 
@@ -249,7 +246,7 @@ def write_xenium(
     scale = tissue.mpp / XENIUM_MPP
     matrix = np.array([[0.01 * scale, scale, 300.0], [-scale, 0.01 * scale, scale * width + 200.0], [0.0, 0.0, 1.0]])
     um = (np.column_stack([xy, np.ones(len(xy))]) @ matrix.T)[:, :2] * XENIUM_MPP
-    _write_transcripts(folder / "transcripts.parquet", names, category, um.astype(np.float32), quality, version, row_group)
+    write_transcripts(folder / "transcripts.parquet", names, category, um.astype(np.float32), quality, version, row_group)
     manifest = {"major_version": 5, "minor_version": 0, "run_name": "made", "pixel_size": XENIUM_MPP, "num_cells": 1}
     (folder / "experiment.xenium").write_text(json.dumps(manifest, indent=2))
     if panel:
@@ -260,75 +257,9 @@ def write_xenium(
         cells = sp.csr_matrix((1, len(features[0])), dtype=np.int32)
         write_matrix_h5(folder / "cell_feature_matrix.h5", ["aaaadnje-1"], features, cells)
     np.savetxt(folder / "made_he_imagealignment.csv", matrix, delimiter=",", fmt="%.12g")
-    _write_tiff(folder / "made_he_image.ome.tif", tissue.image, tissue.mpp, ome=True)
+    write_tiff(folder / "made_he_image.ome.tif", tissue.image, tissue.mpp, ome=True)
     good = ~control & (quality >= 20)
     return Written(folder, folder / "made_he_image.ome.tif", tuple(names), xy, good[:, None])
-
-
-def write_matrix_h5(
-    path: Path, barcodes: Sequence[str], features: tuple[list[str], ...], counts: sp.csr_matrix, *, probes: bool = False
-) -> None:
-    """Write a feature-barcode matrix as HDF5: sparse, by columns of barcodes."""
-    ids, symbols, types = features
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"chemistry_description": "Visium V4", "filetype": "matrix", "version": 2})
-        file.attrs["library_ids"], file.attrs["original_gem_groups"] = np.array(["s1"], dtype="S"), np.array([1])
-        group = file.create_group("matrix")
-        pairs = {
-            "data": counts.data.astype("<i4"),
-            "indices": counts.indices.astype("<i8"),
-            "indptr": counts.indptr.astype("<i8"),
-        }
-        for name, values in pairs.items():
-            group.create_dataset(name, data=values, chunks=(80_000,), maxshape=(None,), compression="gzip", shuffle=True)
-        group["shape"] = np.array([len(ids), len(barcodes)], dtype="<i4")
-        group["barcodes"] = np.array(barcodes, dtype="S")
-        place = group.create_group("features")
-        place["_all_tag_keys"] = np.array(["genome"], dtype="S")
-        place["id"], place["name"] = np.array(ids, dtype="S"), np.array(symbols, dtype="S")
-        place["feature_type"], place["genome"] = np.array(types, dtype="S"), np.array(["GRCh38"] * len(ids), dtype="S")
-        if probes:
-            place.create_group("target_sets")["Visium Human Transcriptome Probe Set"] = np.arange(len(ids))
-
-
-def write_matrix_folder(
-    folder: Path, barcodes: Sequence[str], features: tuple[list[str], ...], counts: sp.csr_matrix, *, legacy: bool = False
-) -> None:
-    """Write a feature-barcode matrix as three text files, features x barcodes, gzipped unless `legacy` (`genes.tsv`)."""
-    folder.mkdir()
-    text = io.BytesIO()
-    scipy.io.mmwrite(
-        text, counts.T.tocoo(), field="integer", symmetry="general", comment='metadata_json: {"format_version": 2}'
-    )
-    rows = ["\t".join(row[: 2 if legacy else 3]) for row in zip(*features, strict=True)]
-    contents = {
-        "matrix.mtx": text.getvalue(),
-        "genes.tsv" if legacy else "features.tsv": "".join(f"{row}\n" for row in rows).encode(),
-        "barcodes.tsv": "".join(f"{barcode}\n" for barcode in barcodes).encode(),
-    }
-    for name, content in contents.items():
-        path = folder / name
-        path.write_bytes(content) if legacy else path.with_name(f"{name}.gz").write_bytes(gzip.compress(content))
-
-
-def _write_transcripts(path: Path, names: Any, category: Any, um: Any, quality: Any, version: int, row_group: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    n = len(names)
-    columns = {
-        "transcript_id": pa.array(np.arange(n, dtype=np.uint64)),
-        "cell_id": pa.array(["UNASSIGNED"] * n),
-        "overlaps_nucleus": pa.array(np.zeros(n, np.uint8)),
-        "feature_name": pa.array([name.encode() for name in names]) if version == 1 else pa.array(list(names)),
-        "x_location": pa.array(um[:, 0]),
-        "y_location": pa.array(um[:, 1]),
-        "z_location": pa.array(np.full(n, 12, np.float32)),
-        "qv": pa.array(quality),
-    }
-    if version > 1:
-        columns |= {"codeword_category": pa.array(list(category)), "is_gene": pa.array(category == "predesigned_gene")}
-    pq.write_table(pa.table(columns), path, row_group_size=row_group)
 
 
 def _features(tissue: KnownTissue, antibodies: int = 0) -> tuple[list[str], list[str], list[str]]:
@@ -346,27 +277,3 @@ def _barcodes(n: int, rng: np.random.Generator) -> list[str]:
 
 def _pixel(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def _write_spatial(spatial: Path, tissue: KnownTissue, factors: dict[str, float]) -> None:
-    from PIL import Image
-
-    picture = Image.fromarray(tissue.image)
-    for name, size in (("hires", HIRES_PX), ("lowres", LOWRES_PX)):
-        scale = size / max(picture.size)
-        small = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BOX)
-        small.save(spatial / f"tissue_{name}_image.png")
-        factors = factors | {f"tissue_{name}_scalef": scale}
-    (spatial / "scalefactors_json.json").write_text(json.dumps(factors))
-
-
-def _write_tiff(path: Path, image: Any, mpp: float | None, *, ome: bool = False) -> None:
-    import tifffile
-
-    options: dict[str, Any] = {"photometric": "rgb", "compression": "zlib"}
-    if ome:
-        size = {"PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
-        options |= {"ome": True, "tile": (128, 128), "metadata": {"axes": "YXS", **size}}
-    elif mpp is not None:
-        options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, np.ascontiguousarray(image), **options)

@@ -46,7 +46,7 @@ class Positions:
         """Find the positions of barcodes.
 
         Raises:
-            DataError: One has none, or is there twice.
+            DataError: One has none.
         """
         import pyarrow.compute as pc
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from PIL import Image
-from vendor_folders import KnownTissue, make_tissue, write_matrix_folder, write_space_ranger
+from vendor_files import write_matrix_folder
+from vendor_folders import KnownTissue, make_tissue, write_space_ranger
 
 from stexpr.data.readers import read_folder
 from stexpr.errors import ConfigError, DataError, GeneError, ScaleError
@@ -314,6 +315,9 @@ def test_options_of_other_kinds_and_unknown_folders_are_refused(original, tmp_pa
         read_folder(original.folder, alignment="a.csv")
     with pytest.raises(DataError, match="no output folder that stexpr knows"):
         read_folder(tmp_path)
+    (tmp_path / "square_008um" / "spatial").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"square_008um is one bin size of a Visium HD folder"):
+        read_folder(tmp_path / "square_008um")
     with pytest.raises(DataError, match=r"no folder .*nowhere"):
         read_folder(tmp_path / "nowhere")
 

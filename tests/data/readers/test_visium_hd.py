@@ -60,7 +60,9 @@ def test_pooling_keeps_every_molecule_in_tissue(original, bin_um):
     assert section.spots.obs["n_bins"].sum() == bins.spots.n_obs
     assert section.spots.obs["n_bins"].max() <= (bin_um // source) ** 2
     assert (section.spot_pitch_um, section.mpp) == (bin_um, 2.0)
-    if bin_um != source:
+    if bin_um == source:
+        np.testing.assert_array_equal(section.spots.obs_names, bins.spots.obs_names)
+    else:
         assert section.notes == (f"bins of {bin_um} um pooled from those of {source} um",)
         assert list(section.left_out) == [f"bins of {source} um not in tissue"]
     # Every bin lies within the square it was counted in.
