@@ -14,6 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 from vendor_files import write_matrix_folder, write_matrix_h5, write_spatial, write_tiff, write_transcripts
 
+_EOSIN = np.array([196.0, 138.0, 182.0])
+
 
 @dataclass(frozen=True)
 class KnownTissue:
@@ -42,7 +44,7 @@ class KnownTissue:
         """Expected counts, points x genes; two per gene on 1,000 um² of middling color."""
         height, width = self.image.shape[:2]
         x, y = np.clip(xy.astype(int), 0, (width - 1, height - 1)).T
-        color = (self.image[y, x].astype(float) - 150) / 50
+        color = (self.image[y, x] - _EOSIN) / 36
         return 2 * area_um2 / 1000 * np.exp(color @ self.slopes.T)
 
 
@@ -72,7 +74,7 @@ def make_tissue(seed: int = 0, *, side_px: int = 640, mpp: float = 2.0, n_genes:
     rng = np.random.default_rng(seed)
     coarse = gaussian_filter(rng.normal(size=(16, 16, 3)), (1.2, 1.2, 0), mode="wrap")
     field = zoom(coarse / coarse.std(), (side_px / 16, side_px / 16, 1), order=1)
-    image = 150 + 35 * field + rng.normal(0, 6, field.shape)
+    image = _EOSIN + 25 * field + rng.normal(0, 5, field.shape)
     slopes = np.zeros((n_genes, 3))
     slopes[: n_genes // 2] = rng.normal(0, 0.5, (n_genes // 2, 3))
     ids = tuple(f"ENSG{i:011d}" for i in range(1, n_genes + 1))
