@@ -130,6 +130,8 @@ def _kept_spots(section: Section, selection: Selection, genes: Sequence[str]) ->
         obs=obs,
         var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)),
     )
+    if "symbol" in section.spots.var:
+        spots.var["symbol"] = section.spots.var["symbol"].reindex(genes).fillna("").to_numpy(dtype=object)
     spots.obsm[SPATIAL] = np.asarray(section.spots.obsm[SPATIAL], dtype=np.float64)[kept]
     return spots
 
@@ -148,8 +150,11 @@ def _content(spots: Any, pixels: str) -> str:
 
 def _notes(section: Section, config: PrepareConfig) -> tuple[str, ...]:
     if config.mpp >= section.mpp * _UPSAMPLED:
-        return ()
-    return (f"upsampled from {section.mpp:g} to {config.mpp:g} um/px: the patches hold no more detail than the image",)
+        return section.notes
+    return (
+        *section.notes,
+        f"upsampled from {section.mpp:g} to {config.mpp:g} um/px: the patches hold no more detail than the image",
+    )
 
 
 def _left_out(section: Section, selection: Selection) -> dict[str, int]:
