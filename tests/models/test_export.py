@@ -412,3 +412,20 @@ def test_a_file_where_the_folder_should_be_is_said(tmp_path, make_model):
     (tmp_path / "model").write_text("")
     with pytest.raises(DataError, match="cannot write into"):
         save(tmp_path / "model", make_model())
+
+
+def test_a_folder_of_format_1_is_still_read(saved, make_batch):
+    patches = make_batch(4).patches
+    before = load_model(saved).model.predict(patches)
+
+    def age(config: dict[str, Any]) -> None:
+        config["format"] = 1
+        for key in ("release", "intervals", "backbone_arguments"):
+            del config[key]
+
+    rewrite(saved, age)
+    loaded = load_model(saved)
+    assert loaded.model.predict(patches).equal(before)
+    assert loaded.intervals is None
+    assert not loaded.has_reference
+    assert loaded(patches).novelty.isnan().all()
