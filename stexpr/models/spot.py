@@ -130,22 +130,33 @@ def build_spot_regressor(
     main_objective: Objective,
     auxiliary_objective: Objective | None,
     seed: int,
+    download: bool = False,
 ) -> SpotRegressor:
     """Build the network of a study.
 
     Args:
-        config: Backbone, auxiliary weight and initialization.
+        config: Backbone, its weights and whether they are trained, auxiliary weight and initialization.
         window_px: Side of the patches.
         main_objective: Fitted on the training spots.
         auxiliary_objective: Likewise; None builds no auxiliary head.
-        seed: Source of all weights.
+        seed: Source of all weights that are not loaded.
+        download: Fetch weights that are not in the cache.
 
     Raises:
-        ModelError: The backbone is unknown or cannot be built.
+        ModelError: The backbone is unknown or cannot be built, or its weights cannot be had.
     """
     if main_objective.n_outputs < 1:
         raise ModelError("a model needs at least one main gene")
-    backbone = create_backbone(config.backbone, window_px=window_px, pretrained=config.pretrained, seed=seed)
+    backbone = create_backbone(
+        config.backbone,
+        window_px=window_px,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        download=download,
+        seed=seed,
+    )
+    if config.freeze == "all":
+        backbone.freeze()
     return SpotRegressor(
         backbone,
         main_objective,

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
-from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config import NetworkConfig, StudyConfig, content_hash, described
 from stexpr.config.files import write_whole
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
@@ -87,7 +87,7 @@ class Job:
             "citation": card.citation,
             "protocol": config.protocol.decisive(),
             "n_genes": self.transform.n_genes,
-            "model": config.model.model_dump(mode="json"),
+            "model": described(config.model),
             "label": config.model.label,
             "seed": config.seed,
             "fold": self.fold.index,
@@ -169,7 +169,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "study": config.name,
             "model_label": config.model.label,
             "kind": config.model.role,
-            "model": config.model.model_dump(mode="json"),
+            "model": described(config.model),
             "settings": {
                 "input": config.input.model_dump(mode="json"),
                 "training": config.training.model_dump(mode="json"),
@@ -193,7 +193,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "config_hash": job.folder.name,
             "seed": config.seed,
             "n": scores.n.model_dump(),
-            "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained else None,
+            "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained and network else None,
             "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else None,
             "values": {name: value.model_dump() for name, value in scores.summary.items()},
             "scoring": SCORING,
