@@ -13,7 +13,7 @@ from stexpr.errors import DataError
 
 FOLDER: Final = "local-dir:"
 ALPHAS: Final = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
-FROZEN_ALPHAS: Final = (1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
+FROZEN_ALPHAS: Final = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 RADII_PX: Final = (4, 8, 16, 32, 64, 128)
 Role: TypeAlias = Literal["network", "baseline", "reference"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
-from stexpr.config import NetworkConfig, StudyConfig, content_hash, described
+from stexpr.config import BackboneConfig, NetworkConfig, StudyConfig, content_hash, described
 from stexpr.config.files import write_whole
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
@@ -22,6 +22,7 @@ from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record, versions
 from stexpr.evaluate.score import Scores, score
 from stexpr.inference import pick_device, predictions_anndata
+from stexpr.models.encoders import ENCODERS, known_encoder
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train import folder as names
 from stexpr.train.network import Trained
@@ -73,6 +74,17 @@ class Job:
         measured: Float32[Array, "S G"] = self.transform(spots.counts_main.numpy(), spots.library.numpy())
         return measured
 
+    def groups(self, spots: SpotDataset) -> Array:
+        """Return what is left out in turn to choose a penalty: patients, or sections where there is one patient."""
+        return np.asarray(spots.spots["patient" if spots.spots["patient"].nunique() > 1 else "section"].to_numpy())
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Short names of the published encoders whose weights the model starts from, at most one."""
+        model = self.config.model
+        known = known_encoder(model.backbone) if isinstance(model, BackboneConfig) and model.loads_weights else None
+        return (known,) if known is not None else ()
+
     def provenance(self) -> dict[str, Any]:
         """Say what a model or a predictions file was made from, in plain JSON values."""
         card, config = self.cohort.manifest, self.config
@@ -89,6 +101,7 @@ class Job:
             "n_genes": self.transform.n_genes,
             "model": described(config.model),
             "label": config.model.label,
+            "encoder": {name: ENCODERS[name].terms for name in self.encoders},
             "seed": config.seed,
             "fold": self.fold.index,
             "training_patients": list(self.fold.train),

@@ -64,7 +64,7 @@ def study_jobs(config: StudyConfig, folds: Sequence[Fold]) -> list[tuple[StudyCo
         for index in range(len(folds)) if config.folds is None else config.folds:
             if index not in range(len(folds)):
                 raise ConfigError(f"folds names fold {index}, but the study has folds 0 to {len(folds) - 1}")
-            # what is fitted at once chooses no epochs, and without inner splits one run of it serves every study of the protocol
+            # what is fitted at once chooses no epochs; without inner splits one run of it serves every study of the protocol
             jobs.append((study, folds[index] if isinstance(study.model, NetworkConfig) else folds[index].outer()))
     return jobs
 
