@@ -121,11 +121,11 @@ class GroupedRidge:
         from sklearn.preprocessing import StandardScaler
 
         front: list[Any] = [StandardScaler()]
-        if self.components is not None:
-            n = min(self.components, features.shape[1], len(features) - 1)
-            front += [PCA(n_components=n, random_state=self.seed)] if n else []
-        for step in front:
-            features = step.fit_transform(features)
+        features = front[0].fit_transform(features)
+        n = min(self.components or 0, features.shape[1], len(features) - 1)
+        if n and features.any():  # where no feature varies there are no components
+            front.append(PCA(n_components=n, random_state=self.seed))
+            features = front[1].fit_transform(features)
         return front, features
 
     def _held_out(self, groups: Array) -> Iterator[Bool[Array, "S"]]:
