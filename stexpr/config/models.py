@@ -126,7 +126,7 @@ class FrozenConfig(BackboneConfig):
         parts = [self.backbone_label, "+ ridge"]
         if self.components != FrozenConfig.model_fields["components"].default:
             parts.append("of all features" if self.components is None else f"of {self.components}")
-        parts += [f"at {self.mpp} um/px" if self.mpp != "window" else "of the window"] if self.mpp is not None else []
+        parts += ["of the window" if self.mpp == "window" else f"at {self.mpp:g} um/px"] if self.mpp is not None else []
         parts += [] if self.loads_weights else ["untrained"]
         return " ".join(parts)
 
