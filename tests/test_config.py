@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from stexpr.config import (
     BASELINES,
     ColorRidgeConfig,
+    FrozenConfig,
     NetworkConfig,
     PrepareConfig,
     StudyConfig,
     TrainingMeanConfig,
     content_hash,
+    described,
     load_study,
     prepare_config,
     resource_folder,
@@ -57,7 +59,10 @@ def test_a_model_without_a_kind_is_a_network(tmp_path: Path) -> None:
     assert load_study(path, ["model.auxiliary.weight=0"]).model.auxiliary.weight == 0  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("model", [NetworkConfig(), TrainingMeanConfig(), ColorRidgeConfig(alphas=(1.0,))])
+@pytest.mark.parametrize(
+    "model",
+    [NetworkConfig(), TrainingMeanConfig(), ColorRidgeConfig(alphas=(1.0,)), FrozenConfig(backbone="uni", mpp="window")],
+)
 def test_a_study_survives_yaml(tmp_path: Path, model: Any) -> None:
     config = study(model=model, seed=3, folds=(1, 0))
     path = write(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))
@@ -70,6 +75,44 @@ def test_every_study_that_comes_with_stexpr_is_valid() -> None:
     for path in paths:
         assert load_study(path.stem) == load_study(path)
         assert path.read_text(encoding="utf-8").startswith("#"), f"{path} opens with what it does"
+
+
+def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
+    """The hash of the study `mob` and of its description, as the version before `model.weights` had them."""
+    assert load_study("mob").run_hash("x", {}) == "e55686a5bd98e4ef"
+    assert described(NetworkConfig()).keys() == {"kind", "backbone", "pretrained", "auxiliary", "loss", "bias_init"}
+    assert described(NetworkConfig(freeze="all"))["freeze"] == "all"
+    assert study(runtime={"download": True}).run_hash("x", {}) == study().run_hash("x", {})
+    assert study(model={"freeze": "all"}).run_hash("x", {}) != study().run_hash("x", {})
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ({"backbone": "uni", "pretrained": True}, "uni + aux pretrained"),
+        ({"backbone": "hf-hub:MahmoodLab/UNI@main", "freeze": "all", "auxiliary": {"weight": 0}}, "UNI@main frozen"),
+        ({"backbone": "local-dir:/home/me/encoders/mine"}, "mine + aux"),
+        ({"backbone": "resnet18", "weights": "/home/me/a.safetensors"}, "resnet18 of a.safetensors + aux"),
+        ({"kind": "frozen", "backbone": "uni"}, "uni + ridge"),
+        (
+            {"kind": "frozen", "backbone": "uni", "components": None, "mpp": "window"},
+            "uni + ridge of all features of the window",
+        ),
+        ({"kind": "frozen", "backbone": "resnet18", "pretrained": False, "mpp": 1}, "resnet18 + ridge at 1 um/px untrained"),
+    ],
+    ids=str,
+)
+def test_a_label_names_no_folder_of_this_machine(model: dict[str, Any], label: str) -> None:
+    assert study(model=model).model.label == label
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [({"mpp": 0}, "model.mpp"), ({"mpp": "wide"}, "model.mpp"), ({"components": 0}, "model.components"), ({"head": 1}, "head")],
+    ids=str,
+)
+def test_a_frozen_encoder_that_cannot_be_is_refused(values: dict[str, Any], place: str) -> None:
+    assert place in refusal({"model": {"kind": "frozen", "backbone": "uni", **values}})
 
 
 def test_a_number_that_yaml_takes_for_a_string_is_read(tmp_path: Path) -> None:

@@ -158,17 +158,28 @@ def audit(
 @app.command("hest-bench")
 def hest_bench(
     folder: Annotated[Path, typer.Argument(help="HEST-Benchmark's folder, or that of one task.")],
-    encoder: Annotated[str, typer.Option(help="A timm name, or the folder of an exported model.")],
+    encoder: Annotated[str, typer.Option(help="Any backbone by name, or the folder of an exported model.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the tables.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; several times.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load timm's weights.")] = False,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load the encoder's weights.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="A safetensors file with weights of the named architecture.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch weights that are not in the cache.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
 ) -> None:
     """Score a frozen encoder on the HEST-Benchmark, as it does and in honest variants."""
     from stexpr.evaluate.hest.bench import hest_bench as score
 
     with terminal.bar() as progress:
-        found = score(folder, encoder, tasks=task, pretrained=not random_weights, device=device, progress=progress)
+        found = score(
+            folder,
+            encoder,
+            tasks=task,
+            pretrained=not random_weights,
+            weights=weights,
+            download=download,
+            device=device,
+            progress=progress,
+        )
     terminal.say(found.markdown())
     if output is not None:
         terminal.say(f"written to {found.write(output).parent}")

@@ -12,9 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from stexpr.config.models import BASELINES as BASELINES
 from stexpr.config.models import AuxiliaryConfig as AuxiliaryConfig
+from stexpr.config.models import BackboneConfig as BackboneConfig
 from stexpr.config.models import BaselineConfig as BaselineConfig
 from stexpr.config.models import ColorRidgeConfig as ColorRidgeConfig
 from stexpr.config.models import DepthOnlyConfig as DepthOnlyConfig
+from stexpr.config.models import FrozenConfig as FrozenConfig
 from stexpr.config.models import ModelConfig as ModelConfig
 from stexpr.config.models import NearestColorConfig as NearestColorConfig
 from stexpr.config.models import NeighborOracleConfig as NeighborOracleConfig
@@ -22,6 +24,7 @@ from stexpr.config.models import NetworkConfig as NetworkConfig
 from stexpr.config.models import PermutedGenesConfig as PermutedGenesConfig
 from stexpr.config.models import SpotCoordinatesConfig as SpotCoordinatesConfig
 from stexpr.config.models import TrainingMeanConfig as TrainingMeanConfig
+from stexpr.config.models import described as described
 from stexpr.config.protocol import ExpressionConfig as ExpressionConfig
 from stexpr.config.protocol import PanelConfig as PanelConfig
 from stexpr.config.protocol import ProtocolConfig as ProtocolConfig
@@ -90,6 +93,7 @@ class RuntimeConfig(Strict):
     device: str = "auto"
     workers: int = Field(0, ge=0, description="loader processes, used only when patches stay on disk")
     patches_in_memory: bool = True
+    download: bool = Field(False, description="fetch weights of a named backbone that are not in huggingface_hub's cache")
     tracker: Literal["jsonl", "wandb"] = Field("jsonl", description="metrics.jsonl is always written; wandb mirrors it")
     wandb_project: str = "stexpr"
     checkpoint_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
@@ -129,7 +133,8 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "model", "training", "seed"})
+        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
+        decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 
 

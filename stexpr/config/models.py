@@ -1,13 +1,19 @@
 """Models as data: networks, the null baselines that stand on every board, and the reference beside them."""
 
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
+from stexpr.config.files import hash_file
 from stexpr.config.values import Strict
+from stexpr.errors import DataError
 
+FOLDER: Final = "local-dir:"
 ALPHAS: Final = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
+FROZEN_ALPHAS: Final = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 RADII_PX: Final = (4, 8, 16, 32, 64, 128)
 Role: TypeAlias = Literal["network", "baseline", "reference"]
 
@@ -19,13 +25,71 @@ class AuxiliaryConfig(Strict):
     standardize: bool = Field(True, description="false reproduces BrST-Net, whose auxiliary targets are not standardized")
 
 
-class NetworkConfig(Strict):
-    """A backbone with a main and an auxiliary head."""
+class BackboneConfig(Strict):
+    """Which backbone, and where its weights come from."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("weights",)
+    """Keys that came later: at their defaults they decide nothing, and earlier runs keep their hashes."""
+    backbone: str = Field(
+        "resnet18", description="a short name, any name of timm, hf-hub:OWNER/NAME, or local-dir:PATH in timm's format"
+    )
+    pretrained: bool = Field(False, description="load the weights that belong to the name (see runtime.download)")
+    weights: Path | None = Field(None, description="a safetensors file with weights of the architecture named, instead")
+
+    @property
+    def loads_weights(self) -> bool:
+        """Whether the backbone starts from weights somebody else trained."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def backbone_label(self) -> str:
+        """The backbone without a path or an owner, and the file of its weights where one is given."""
+        name = Path(self.backbone.partition(":")[2]).name if ":" in self.backbone else self.backbone
+        return f"{name} of {self.weights.name}" if self.weights is not None else name
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides a result, in plain JSON values and without paths: local weights by their content.
+
+        Raises:
+            DataError: A file of weights cannot be read.
+        """
+        defaults = type(self).model_fields
+        later = {key for key in self.LATER if getattr(self, key) == defaults[key].default}
+        values = self.model_dump(mode="json", exclude=later)
+        files = []
+        if self.backbone.startswith(FOLDER):
+            folder = Path(self.backbone.removeprefix(FOLDER))
+            values["backbone"] = f"{FOLDER}{folder.name}"
+            # what is missing, the backbone has better words for
+            names = ("config.json", "model.safetensors") if self.pretrained else ("config.json",)
+            files += [folder / name for name in names if (folder / name).is_file()]
+        if self.weights is not None:
+            values["weights"] = self.weights.name
+            files.append(self.weights)
+        return {**values, "sha256": [_content(path) for path in files]} if files else values
+
+
+def _content(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError as err:
+        raise DataError(f"the weights {path} cannot be read: {err.strerror or err}") from err
+    return _content_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _content_once(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file once; it may have gigabytes and is asked for with every fold."""
+    return hash_file(path)
+
+
+class NetworkConfig(BackboneConfig):
+    """A backbone with a main and an auxiliary head, trained by gradient steps."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze")
     kind: Literal["network"] = "network"
     role: ClassVar[Role] = "network"
-    backbone: str = "resnet18"
-    pretrained: bool = Field(False, description="load timm's weights (needs the network or a filled cache)")
+    freeze: Literal["none", "all"] = Field("none", description="`all` trains the heads alone, on a backbone left as it is")
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     loss: Literal["mse", "mse_pearson", "negative_binomial"] = "mse"
     bias_init: Literal["zero", "training_mean"] = Field("zero", description="`training_mean` starts as ST-Net does")
@@ -33,11 +97,37 @@ class NetworkConfig(Strict):
     @property
     def label(self) -> str:
         """Name on a leaderboard."""
-        parts = [self.backbone]
+        parts = [self.backbone_label]
         if self.auxiliary.weight:
             parts.append("+ aux" if self.auxiliary.weight == 1 else f"+ {self.auxiliary.weight:g} aux")
         parts += [self.loss.replace("_", " ")] if self.loss != "mse" else []
         parts += ["pretrained"] if self.pretrained else []
+        parts += ["frozen"] if self.freeze == "all" else []
+        return " ".join(parts)
+
+
+class FrozenConfig(BackboneConfig):
+    """A backbone as it is, with ridge regression on its features: no gradient steps, no epochs."""
+
+    kind: Literal["frozen"] = "frozen"
+    role: ClassVar[Role] = "network"
+    pretrained: bool = Field(True, description="load the weights that belong to the name (see runtime.download)")
+    mpp: Annotated[float, Field(gt=0)] | Literal["window"] | None = Field(
+        None,
+        description="microns per pixel at which the backbone sees tissue; null takes those published of it, or the whole "
+        "window where none are known; `window` takes it always",
+    )
+    components: int | None = Field(256, ge=1, description="principal components the ridge regression sees; null gives it all")
+    alphas: tuple[float, ...] = Field(FROZEN_ALPHAS, description="penalties, chosen by leaving training patients out")
+
+    @property
+    def label(self) -> str:
+        """Name on a leaderboard."""
+        parts = [self.backbone_label, "+ ridge"]
+        if self.components != FrozenConfig.model_fields["components"].default:
+            parts.append("of all features" if self.components is None else f"of {self.components}")
+        parts += ["of the window" if self.mpp == "window" else f"at {self.mpp:g} um/px"] if self.mpp is not None else []
+        parts += [] if self.loads_weights else ["untrained"]
         return " ".join(parts)
 
 
@@ -132,6 +222,7 @@ def _kind(value: Any) -> Any:
 
 ModelConfig: TypeAlias = Annotated[
     Annotated[NetworkConfig, Tag("network")]
+    | Annotated[FrozenConfig, Tag("frozen")]
     | Annotated[TrainingMeanConfig, Tag("training_mean")]
     | Annotated[DepthOnlyConfig, Tag("depth_only")]
     | Annotated[SpotCoordinatesConfig, Tag("spot_coordinates")]
@@ -141,3 +232,12 @@ ModelConfig: TypeAlias = Annotated[
     | Annotated[NeighborOracleConfig, Tag("neighbor_oracle")],
     Discriminator(_kind),
 ]
+
+
+def described(model: ModelConfig) -> dict[str, Any]:
+    """Return what a model is, in plain JSON values and without paths: local weights by their content.
+
+    Raises:
+        DataError: A file of weights cannot be read.
+    """
+    return model.described() if isinstance(model, BackboneConfig) else model.model_dump(mode="json")

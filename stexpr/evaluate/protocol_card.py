@@ -46,7 +46,7 @@ def protocol_card(records: Sequence[Record], interval: str) -> list[tuple[str, s
     patients = sorted({patient for record in records for patient in record.fold.test_patients})
     by_fold = sorted({record.fold.index: record for record in records}.items())
     folds = "; ".join(f"fold {index}: {', '.join(record.fold.test_patients)}" for index, record in by_fold)
-    rules = sorted({record.fold.validation for record in records if record.kind == "network"})
+    rules = sorted({record.fold.validation for record in records if record.epochs is not None})
     warning = _warning(take, first.protocol)
     card = [
         *([("Warning", warning)] if warning else []),

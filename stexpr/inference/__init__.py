@@ -3,15 +3,18 @@
 import gc
 import json
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from stexpr.data.datasets import SpotDataset, even_parts
 from stexpr.errors import ModelError
+from stexpr.models.augment import symmetry_mean
+from stexpr.models.backbones import Backbone
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.types import COUNTS, MEASURED, PROVENANCE, SPATIAL
@@ -80,17 +83,78 @@ def predict_expression(
     Raises:
         ModelError: There is no memory for one patch.
     """
+    n_genes = model.main_objective.n_outputs
+
+    def predict(patches: Tensor) -> Tensor:
+        return model.predict(patches, symmetries=symmetries)
+
+    return _computed(model, predict, dataset, rows, width=n_genes, batch_size=batch_size, precision=precision, workers=workers)
+
+
+def extract_features(
+    backbone: Backbone,
+    dataset: SpotDataset,
+    rows: Int64[Tensor, "S"],
+    *,
+    batch_size: int,
+    symmetries: bool = False,
+    precision: str = "auto",
+    workers: int = 0,
+) -> Float32[Array, "S D"]:
+    """Extract the features of a backbone.
+
+    Args:
+        backbone: On its device; it is put into evaluation mode and back.
+        dataset: Where the patches are read, of the backbone's window.
+        rows: Rows to read, in this order.
+        batch_size: Patches at a time; halved as often as memory asks for.
+        symmetries: Average over the eight flips and rotations.
+        precision: As in `TrainingConfig`.
+        workers: Loader processes.
+
+    Raises:
+        ModelError: There is no memory for one patch, or a feature is not finite.
+    """
+
+    def once(patches: Tensor) -> Tensor:
+        features: Tensor = backbone(backbone.preprocess(patches))
+        return features
+
+    def extract(patches: Tensor) -> Tensor:
+        return symmetry_mean(once, patches) if symmetries else once(patches)
+
+    found = _computed(
+        backbone, extract, dataset, rows, width=backbone.n_features, batch_size=batch_size, precision=precision, workers=workers
+    )
+    bad = int((~np.isfinite(found)).any(axis=1).sum())
+    if bad:
+        raise ModelError(f"the backbone {backbone.name} gives features that are not finite for {bad} of {len(found)} patches")
+    return found
+
+
+def _computed(
+    model: nn.Module,
+    compute: Callable[[Tensor], Tensor],
+    dataset: SpotDataset,
+    rows: Int64[Tensor, "S"],
+    *,
+    width: int,
+    batch_size: int,
+    precision: str,
+    workers: int,
+) -> Float32[Array, "S K"]:
+    """Compute rows of numbers from patches, in batches as large as memory allows."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    predicted = [np.empty((0, model.main_objective.n_outputs), dtype=np.float32)]
+    computed = [np.empty((0, width), dtype=np.float32)]
     done = 0
     while done < len(rows):
         try:
             with torch.inference_mode():
                 for batch in dataset.batches(even_parts(rows[done:], batch_size), device=device, workers=workers):
                     with autocast(device, precision):
-                        predicted.append(model.predict(batch.patches, symmetries=symmetries).float().cpu().numpy())
+                        computed.append(compute(batch.patches).float().cpu().numpy())
                     done += len(batch)
         except (RuntimeError, MemoryError) as err:
             if not out_of_memory(err):
@@ -102,7 +166,7 @@ def predict_expression(
         batch_size = math.ceil(min(batch_size, len(rows) - done) / 2)
         release_memory()
     model.train(was_training)
-    return np.concatenate(predicted)
+    return np.concatenate(computed)
 
 
 def predictions_anndata(

@@ -7,7 +7,7 @@ for each.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -62,6 +62,20 @@ def apply_symmetries(patches: UInt8[Tensor, "B 3 H W"], which: Int64[Tensor, "B"
     patches = torch.where(bits & 4 > 0, patches.transpose(2, 3), patches)
     patches = torch.where(bits & 2 > 0, patches.flip(2), patches)
     return torch.where(bits & 1 > 0, patches.flip(3), patches)
+
+
+def symmetry_mean(compute: Callable[[Tensor], Tensor], patches: UInt8[Tensor, "B 3 H W"]) -> Tensor:
+    """Average what is computed of each patch over its eight flips and rotations.
+
+    Args:
+        compute: From patches to one row for each.
+        patches: Square patches.
+    """
+    total: Any = 0
+    for which in range(N_SYMMETRIES):
+        total = total + compute(apply_symmetries(patches, torch.full((len(patches),), which, device=patches.device)))
+    mean: Tensor = total / N_SYMMETRIES
+    return mean
 
 
 def jitter_colors(

@@ -1,13 +1,10 @@
-"""The color ridge: what mean color and its spread alone say about expression.
+"""Features of the color ridge: mean color and its spread about the spot, which know nothing of morphology."""
 
-A network that does not beat it has learned nothing about morphology.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from stexpr.errors import ModelError
 
@@ -63,84 +60,3 @@ def color_features(patches: UInt8[Array, "S H W 3"], radii_px: Sequence[int]) ->
         spread = np.sqrt(np.maximum(discs @ np.square(pixels) / n_pixels - np.square(mean), 0))
         features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2)
     return features.reshape(n, 6 * len(radii_px))
-
-
-class ColorRidge:
-    """Ridge regression on standardized features, its penalty chosen on training spots by leaving groups out.
-
-    One penalty serves all genes: the one with the least squared error on left-out groups, each gene weighted by its
-    variance. With a single group, contiguous runs of its spots take the place of groups.
-
-    Args:
-        alphas: Penalties to choose from.
-
-    Attributes:
-        alpha: The penalty chosen, after `fit`.
-
-    Raises:
-        ModelError: There is no penalty, or one below 0.
-    """
-
-    N_RUNS = 5
-
-    def __init__(self, alphas: Sequence[float]) -> None:
-        if not alphas or min(alphas) < 0:
-            raise ModelError(f"ridge regression needs penalties of at least 0 to choose from, not {list(alphas)}")
-        self.alphas = tuple(alphas)
-        self.alpha = float("nan")
-        self._model: Any = None
-
-    def fit(
-        self, features: Float32[Array, "S D"], expression: Float[Array, "S G"], groups: Sequence[str] | Array
-    ) -> "ColorRidge":
-        """Choose the penalty and fit on all spots given, training spots only.
-
-        Args:
-            features: Color features.
-            expression: What to predict.
-            groups: Patient or section of each spot.
-
-        Raises:
-            ModelError: Fewer than two spots.
-        """
-        if len(features) < 2:
-            raise ModelError(f"ridge regression needs at least two training spots, not {len(features)}")
-        scale = np.maximum(expression.std(axis=0), 1e-6)
-        wide = features.astype(np.float64)  # colors at neighboring radii are nearly collinear, too much so for float32
-        errors = np.zeros(len(self.alphas))
-        for held_out in self._held_out(np.asarray(groups)):
-            for i, alpha in enumerate(self.alphas):
-                model = _ridge(alpha).fit(wide[~held_out], expression[~held_out])
-                # scikit-learn drops the axis of a single gene, and the difference would spread over all pairs of spots
-                predicted = model.predict(wide[held_out]).reshape(-1, expression.shape[1])
-                errors[i] += np.square((predicted - expression[held_out]) / scale).sum()
-        self.alpha = self.alphas[int(errors.argmin())]
-        self._model = _ridge(self.alpha).fit(wide, expression)
-        return self
-
-    def predict(self, features: Float32[Array, "S D"]) -> Float32[Array, "S G"]:
-        """Predict expression.
-
-        Raises:
-            ModelError: It was not fitted.
-        """
-        if self._model is None:
-            raise ModelError("the color ridge has to be fitted before it predicts")
-        predicted = np.asarray(self._model.predict(features.astype(np.float64)), dtype=np.float32)
-        return predicted.reshape(len(features), -1)
-
-    def _held_out(self, groups: Array) -> Iterator[Bool[Array, "S"]]:
-        names = list(dict.fromkeys(groups.tolist()))
-        if len(names) > 1:
-            yield from (groups == name for name in names)
-            return
-        for run in np.array_split(np.arange(len(groups)), min(self.N_RUNS, len(groups))):
-            yield np.isin(np.arange(len(groups)), run)
-
-
-def _ridge(alpha: float) -> Any:
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), Ridge(alpha=alpha))

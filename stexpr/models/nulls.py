@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float32, Float64
 
 from stexpr.errors import GeneError, ModelError
-from stexpr.models.baselines import ColorRidge
+from stexpr.models.ridge import GroupedRidge
 
 __all__ = ["DepthOnly", "NearestColor", "SpotCoordinates", "neighbor_oracle", "permuted_genes"]
 
@@ -79,7 +79,7 @@ class SpotCoordinates:
     """
 
     def __init__(self, alphas: Sequence[float]) -> None:
-        self._ridge = ColorRidge(alphas)
+        self._ridge = GroupedRidge(alphas)
 
     @property
     def alpha(self) -> float:

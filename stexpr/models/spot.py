@@ -4,7 +4,7 @@ Reference:
     Rahaman et al. 2023 (BrST-Net) for the auxiliary head; He et al. 2020 (ST-Net) for the bias at the training mean.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stexpr.config import NetworkConfig
 from stexpr.errors import ModelError
-from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
+from stexpr.models.augment import symmetry_mean
 from stexpr.models.backbones import Backbone, create_backbone
 from stexpr.models.objectives import Objective
 from stexpr.models.trainable import Loss, TrainableModel
@@ -100,14 +100,9 @@ class SpotRegressor(TrainableModel):
             patches: Patches of the window the backbone was built for.
             symmetries: Average over the eight flips and rotations of each patch.
         """
-        if not symmetries:
-            return self.main_objective.expression(self.main_head(self.features(patches)))
-        total: Any = 0
-        for which in range(N_SYMMETRIES):
-            turned = apply_symmetries(patches, torch.full((len(patches),), which, device=patches.device))
-            total = total + self.predict(turned)
-        mean: Tensor = total / N_SYMMETRIES
-        return mean
+        if symmetries:
+            return symmetry_mean(self.predict, patches)
+        return self.main_objective.expression(self.main_head(self.features(patches)))
 
 
 def _head(n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int]) -> nn.Linear:
@@ -130,22 +125,33 @@ def build_spot_regressor(
     main_objective: Objective,
     auxiliary_objective: Objective | None,
     seed: int,
+    download: bool = False,
 ) -> SpotRegressor:
     """Build the network of a study.
 
     Args:
-        config: Backbone, auxiliary weight and initialization.
+        config: Backbone, its weights and whether they are trained, auxiliary weight and initialization.
         window_px: Side of the patches.
         main_objective: Fitted on the training spots.
         auxiliary_objective: Likewise; None builds no auxiliary head.
-        seed: Source of all weights.
+        seed: Source of all weights that are not loaded.
+        download: Fetch weights that are not in the cache.
 
     Raises:
-        ModelError: The backbone is unknown or cannot be built.
+        ModelError: The backbone is unknown or cannot be built, or its weights cannot be had.
     """
     if main_objective.n_outputs < 1:
         raise ModelError("a model needs at least one main gene")
-    backbone = create_backbone(config.backbone, window_px=window_px, pretrained=config.pretrained, seed=seed)
+    backbone = create_backbone(
+        config.backbone,
+        window_px=window_px,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        download=download,
+        seed=seed,
+    )
+    if config.freeze == "all":
+        backbone.freeze()
     return SpotRegressor(
         backbone,
         main_objective,

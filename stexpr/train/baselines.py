@@ -13,7 +13,8 @@ from stexpr import config as cf
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.store import PreparedCohort
 from stexpr.models import nulls
-from stexpr.models.baselines import ColorRidge, color_features, fitting_radii
+from stexpr.models.baselines import color_features, fitting_radii
+from stexpr.models.ridge import GroupedRidge
 from stexpr.train.results import Job, Predicted
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -55,7 +56,7 @@ class _Baseline:
                 return fitted.predict(_library(self.test)), "reads the library size of the test spots, which no image shows"
             case cf.SpotCoordinatesConfig():
                 places = nulls.SpotCoordinates(model.alphas)
-                places.fit(_xy(self.train), train["section"].to_numpy(), self.measured, self._groups())
+                places.fit(_xy(self.train), train["section"].to_numpy(), self.measured, self.job.groups(self.train))
                 return places.predict(_xy(self.test), test["section"].to_numpy()), f"alpha {places.alpha:g}"
             case cf.ColorRidgeConfig():
                 return self._color_ridge(model)
@@ -72,7 +73,9 @@ class _Baseline:
 
     def _color_ridge(self, model: cf.ColorRidgeConfig) -> tuple[Float32[Array, "S G"], str]:
         radii = self._radii(model.radii_px)
-        ridge = ColorRidge(alphas=model.alphas).fit(self._colors(self.train, radii), self.measured, self._groups())
+        ridge = GroupedRidge(alphas=model.alphas).fit(
+            self._colors(self.train, radii), self.measured, self.job.groups(self.train)
+        )
         return ridge.predict(self._colors(self.test, radii)), f"{self._in_words(radii)}; alpha {ridge.alpha:g}"
 
     def _permuted_genes(self, model: cf.PermutedGenesConfig, mean: Float32[Array, "G"]) -> tuple[Float32[Array, "S G"], str]:
@@ -88,10 +91,6 @@ class _Baseline:
         for rows in self.test.spots.groupby("section").indices.values():
             predicted[rows] = nulls.neighbor_oracle(measured[rows], _xy(self.test)[rows], k)
         return predicted
-
-    def _groups(self) -> Array:
-        spots = self.train.spots
-        return np.asarray(spots["patient" if spots["patient"].nunique() > 1 else "section"].to_numpy())
 
     def _radii(self, asked: tuple[int, ...]) -> tuple[int, ...]:
         return fitting_radii(asked, self.job.window_px)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from stexpr.config import NetworkConfig, StudyConfig
+from stexpr.config import BackboneConfig, NetworkConfig, StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.page.figures import as_plotly, board_figures
 from stexpr.evaluate.page.view import board_view
@@ -48,10 +48,10 @@ def run_name(config: StudyConfig, fold: int) -> str:
     """
     model = config.model
     if isinstance(model, NetworkConfig):
-        parts = [model.backbone, _auxiliary(model), *([model.loss] if model.loss != "mse" else [])]
+        parts = [model.backbone_label, _auxiliary(model), *([model.loss] if model.loss != "mse" else [])]
         parts += ["pretrained"] if model.pretrained else []
     else:
-        parts = [model.kind]
+        parts = [model.backbone_label, model.kind] if isinstance(model, BackboneConfig) else [model.kind]
     return "-".join([*parts, f"f{fold}", f"s{config.seed}"])
 
 
@@ -78,9 +78,10 @@ class WandbMirror:
         """
         self._folder = folder
         self._cohort = config.cohort, cohort_hash
-        network = isinstance(config.model, NetworkConfig)
+        network = isinstance(config.model, BackboneConfig)
         tags = [config.protocol.name, config.cohort.name]
-        tags += [config.model.backbone, _auxiliary(config.model)] if isinstance(config.model, NetworkConfig) else []
+        tags += [config.model.backbone_label] if isinstance(config.model, BackboneConfig) else []
+        tags += [_auxiliary(config.model)] if isinstance(config.model, NetworkConfig) else []
         self._given = {
             "project": config.runtime.wandb_project,
             "id": folder.name,

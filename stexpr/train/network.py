@@ -262,6 +262,7 @@ def build_network(
         main_objective=main,
         auxiliary_objective=auxiliary,
         seed=config.seed,
+        download=config.runtime.download,
     )
     placed: SpotRegressor = model.to(device=pick_device(config.runtime.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
-from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config import BackboneConfig, NetworkConfig, StudyConfig, content_hash, described
 from stexpr.config.files import write_whole
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
@@ -22,6 +22,7 @@ from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record, versions
 from stexpr.evaluate.score import Scores, score
 from stexpr.inference import pick_device, predictions_anndata
+from stexpr.models.encoders import ENCODERS, known_encoder
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train import folder as names
 from stexpr.train.network import Trained
@@ -73,6 +74,17 @@ class Job:
         measured: Float32[Array, "S G"] = self.transform(spots.counts_main.numpy(), spots.library.numpy())
         return measured
 
+    def groups(self, spots: SpotDataset) -> Array:
+        """Return what is left out in turn to choose a penalty: patients, or sections where there is one patient."""
+        return np.asarray(spots.spots["patient" if spots.spots["patient"].nunique() > 1 else "section"].to_numpy())
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Short names of the published encoders whose weights the model starts from, at most one."""
+        model = self.config.model
+        known = known_encoder(model.backbone) if isinstance(model, BackboneConfig) and model.loads_weights else None
+        return (known,) if known is not None else ()
+
     def provenance(self) -> dict[str, Any]:
         """Say what a model or a predictions file was made from, in plain JSON values."""
         card, config = self.cohort.manifest, self.config
@@ -87,8 +99,9 @@ class Job:
             "citation": card.citation,
             "protocol": config.protocol.decisive(),
             "n_genes": self.transform.n_genes,
-            "model": config.model.model_dump(mode="json"),
+            "model": described(config.model),
             "label": config.model.label,
+            "encoder": {name: ENCODERS[name].terms for name in self.encoders},
             "seed": config.seed,
             "fold": self.fold.index,
             "training_patients": list(self.fold.train),
@@ -169,7 +182,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "study": config.name,
             "model_label": config.model.label,
             "kind": config.model.role,
-            "model": config.model.model_dump(mode="json"),
+            "model": described(config.model),
             "settings": {
                 "input": config.input.model_dump(mode="json"),
                 "training": config.training.model_dump(mode="json"),
@@ -193,7 +206,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "config_hash": job.folder.name,
             "seed": config.seed,
             "n": scores.n.model_dump(),
-            "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained else None,
+            "epochs": {"planned": config.training.epochs, "chosen": trained.chosen_epochs} if trained and network else None,
             "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else None,
             "values": {name: value.model_dump() for name, value in scores.summary.items()},
             "scoring": SCORING,

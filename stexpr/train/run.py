@@ -4,13 +4,16 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
-from stexpr.config import NetworkConfig, StudyConfig
+from stexpr.config import FrozenConfig, NetworkConfig, StudyConfig
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.stain_reference import stain_reference
@@ -18,18 +21,22 @@ from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError
 from stexpr.evaluate.records import RECORD, Record, write_record
 from stexpr.inference import predict_expression
+from stexpr.models.encoders import ENCODERS
 from stexpr.models.export import Release, save_model
-from stexpr.panel import ExpressionTransform, Preprocessing
+from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
 from stexpr.train import folder as names
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
+from stexpr.train.frozen import fit_frozen, view_of
 from stexpr.train.mirror import WandbMirror
-from stexpr.train.network import NetworkTraining, without_auxiliary
+from stexpr.train.network import NetworkTraining, Trained, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def window_px(config: StudyConfig, cohort: PreparedCohort) -> int:
@@ -88,7 +95,6 @@ def run_fold(
         StexprError: Whatever is wrong; results of earlier runs stay whole.
     """
     folder = run_folder(runs, config, cohort, fold)
-    is_network = isinstance(config.model, NetworkConfig)
     with ExitStack() as held:
 
         def hold() -> bool:
@@ -96,7 +102,7 @@ def run_fold(
             return (folder / RECORD).exists()
 
         if processes.on_first(hold):
-            if is_network:  # every study of a protocol passes by its baselines
+            if config.model.role == "network":  # every study of a protocol passes by its baselines
                 report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
             return folder
         job = _job(config, cohort, fold, split_hash, folder)
@@ -108,9 +114,11 @@ def run_fold(
             report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
 
         processes.on_first(lambda: _describe(job))
-        if is_network:
+        if isinstance(config.model, NetworkConfig):
             network = _run_network(job, trackers, stop, processes, progress)
             processes.on_first(lambda: conclude(network))
+        elif isinstance(config.model, FrozenConfig):
+            processes.on_first(lambda: conclude(_run_frozen(job, trackers, stop)))
         else:
             processes.on_first(lambda: conclude(run_baseline(job)))
         return folder
@@ -142,23 +150,53 @@ def _write(job: Job, predicted: Predicted, trackers: list[Tracker], seconds: flo
 
 
 def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: Processes, progress: Progress) -> Predicted:
-    config, cohort, fold, panel, folder = job.config, job.cohort, job.fold, job.panel, job.folder
+    config, fold, panel = job.config, job.fold, job.panel
     needed = panel.without_auxiliary() if without_auxiliary(config) else panel
-    in_memory = config.runtime.patches_in_memory
     seen = fold.train_sections if fold.inner_rule != "test" else (*fold.train_sections, *fold.test_sections)
-    data = job.spots(seen, needed, in_memory=in_memory)
-    training = NetworkTraining(config, fold, data, job.transform, folder, progress=progress, processes=processes)
+    data = job.spots(seen, needed, in_memory=config.runtime.patches_in_memory)
+    training = NetworkTraining(config, fold, data, job.transform, job.folder, progress=progress, processes=processes)
     resumed = training.resume()
     metrics = None
     if processes.first:
-        metrics = MetricsFile(folder / names.METRICS, keep_lines=int(resumed["lines"]) if resumed else 0)
-        trackers.append(metrics)
-    if processes.first and config.runtime.tracker == "wandb":
-        trackers.append(WandbMirror(config, folder, fold=fold.index, cohort_hash=cohort.hash))
+        metrics = _open_trackers(job, trackers, keep_lines=int(resumed["lines"]) if resumed else 0)
     trained = training.run(metrics, trackers, stop, resumed)
     rows = training.training_rows
     mean = job.transform(data.counts_main[rows].numpy(), data.library[rows].numpy()).mean(axis=0)
-    test = job.spots(fold.test_sections, in_memory=in_memory)
+    backbone = trained.model.backbone
+    resized = backbone.input_px != job.window_px
+    notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
+    notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
+    return _predict(job, trained, needed, mean, tuple(notes), processes)
+
+
+def _run_frozen(job: Job, trackers: list[Tracker], stop: StopFlag) -> Predicted:
+    config = job.config
+    assert isinstance(config.model, FrozenConfig)
+    began = time.monotonic()
+    _open_trackers(job, trackers, keep_lines=0)
+    view = view_of(config.model, window_px=job.window_px, mpp=job.cohort.mpp, download=config.runtime.download)
+    seen = replace(job, window_px=view.window_px)
+    model, notes = fit_frozen(seen, view, stop)
+    execution = {"processes": 1, "threads": torch.get_num_threads(), "accumulation": 1}
+    trained = Trained(model, (), 0, time.monotonic() - began, execution)
+    mean = job.expression(job.spots(job.fold.train_sections)).mean(axis=0)
+    return _predict(seen, trained, job.panel.without_auxiliary(), mean, notes, ALONE)
+
+
+def _open_trackers(job: Job, trackers: list[Tracker], *, keep_lines: int) -> MetricsFile:
+    metrics = MetricsFile(job.folder / names.METRICS, keep_lines=keep_lines)
+    trackers.append(metrics)
+    if job.config.runtime.tracker == "wandb":
+        trackers.append(WandbMirror(job.config, job.folder, fold=job.fold.index, cohort_hash=job.cohort.hash))
+    return metrics
+
+
+def _predict(
+    job: Job, trained: Trained, panel: GenePanel, mean: Float32[Array, "G"], notes: tuple[str, ...], processes: Processes
+) -> Predicted:
+    """Predict the test spots of a fold, and export the model that does."""
+    config = job.config
+    test = job.spots(job.fold.test_sections, in_memory=config.runtime.patches_in_memory)
     expression = predict_expression(
         trained.model,
         test,
@@ -170,24 +208,22 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     )
     backbone = trained.model.backbone
     preprocessing = Preprocessing(
-        cohort.mpp, job.window_px, backbone.input_px, cohort.manifest.stain, backbone.mean, backbone.sd
+        job.cohort.mpp, job.window_px, backbone.input_px, job.cohort.manifest.stain, backbone.mean, backbone.sd
     )
     export = partial(
         save_model,
-        folder / names.MODEL,
+        job.folder / names.MODEL,
         trained.model,
-        panel=needed,
+        panel=panel,
         transform=job.transform,
         preprocessing=preprocessing,
         provenance=job.provenance(),
         release=Release(symmetries=config.input.test_symmetries, stain_reference=stain_reference(cohort)),
     )
     processes.on_first(export)
-    resized = backbone.input_px != job.window_px
-    notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
-    notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
-    notes += trained.notes
-    return Predicted(processes.gather(expression), test, mean.astype(np.float32), tuple(notes), trained)
+    terms = [f"encoder {name}: {ENCODERS[name].terms}; these terms hold for the exported model" for name in job.encoders]
+    notes = (*notes, *terms, *trained.notes)
+    return Predicted(processes.gather(expression), test, mean.astype(np.float32), notes, trained)
 
 
 def _in_words(record: Record) -> str:

@@ -64,7 +64,7 @@ def study_jobs(config: StudyConfig, folds: Sequence[Fold]) -> list[tuple[StudyCo
         for index in range(len(folds)) if config.folds is None else config.folds:
             if index not in range(len(folds)):
                 raise ConfigError(f"folds names fold {index}, but the study has folds 0 to {len(folds) - 1}")
-            # a baseline chooses no epochs, and without inner splits one run of it serves every study of the protocol
+            # what is fitted at once chooses no epochs; without inner splits one run of it serves every study of the protocol
             jobs.append((study, folds[index] if isinstance(study.model, NetworkConfig) else folds[index].outer()))
     return jobs
 
@@ -126,7 +126,7 @@ def _run_study(
                 study, cohort, fold, split_hash, runs, stop=stop, processes=processes, progress=progress, report=report
             )
         except BusyError as err:  # studies trained side by side share their baselines
-            if isinstance(study.model, NetworkConfig) or processes.size > 1:
+            if study.model.role == "network" or processes.size > 1:
                 raise
             report(f"{study.model.label}, fold {fold.index}: left to another process ({err})")
             continue

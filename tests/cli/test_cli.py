@@ -32,7 +32,9 @@ FROZEN = {
     "demo": ["--output", "--quick", "--seed", "-o"],
     "doctor": [],
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
-    "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
+    "hest-bench": sorted(
+        ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]
+    ),
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],

@@ -523,6 +523,24 @@ def test_an_encoder_that_cannot_be_had_is_said(planted, encoder, message):
         hest_bench(planted, encoder, device="cpu")
 
 
+def test_weights_of_a_file_are_taken_for_the_architecture_named(planted, tmp_path):
+    folder = save_timm("test_resnet", tmp_path / "timm")
+    (folder / "model.safetensors").rename(tmp_path / "mine.safetensors")
+    given = open_encoder("test_resnet", weights=tmp_path / "mine.safetensors", pretrained=False, device="cpu")
+    drawn = open_encoder("test_resnet", pretrained=False, device="cpu")
+    assert given.identity["pretrained"]
+    assert given.identity["weights_sha256"] != drawn.identity["weights_sha256"]
+    assert not any("random" in note for note in given.notes)
+    with pytest.raises(ModelError, match="has weights of its own"):
+        open_encoder(folder, weights=tmp_path / "mine.safetensors", device="cpu")
+
+
+def test_a_published_encoder_without_its_weights_says_its_terms(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"CC-BY-NC-ND-4\.0, access on request .* --download on the command line"):
+        hest_bench(planted, "hf-hub:MahmoodLab/UNI2-h", device="cpu")
+
+
 def test_features_that_are_not_finite_are_refused(planted):
     frozen = open_encoder("tiny", pretrained=False, device="cpu")
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stexpr.config import AuxiliaryConfig, NetworkConfig
 from stexpr.errors import ModelError
-from stexpr.models.backbones import BACKBONES, create_backbone
+from stexpr.models.backbones import BACKBONES, create_backbone, own_input_px
 from stexpr.models.objectives import make_objective
 from stexpr.models.spot import build_spot_regressor
 from stexpr.panel import ExpressionTransform
@@ -37,6 +37,10 @@ WIDTHS = {
     "densenet121": 1024,
     "resnet18": 512,
     "tiny": 192,
+    "mobilenetv3_small_050": 1024,
+    "mobilenetv4_conv_small_050": 1280,
+    "lcnet_050": 1280,
+    "ghostnet_050": 1280,
 }
 
 
@@ -254,6 +258,42 @@ def test_preprocessing_enlarges_bilinearly() -> None:
     large = functional.interpolate(patches.float() / 255, size=(32, 32), mode="bilinear", align_corners=False)
     mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.sd))
     assert torch.allclose(backbone.preprocess(patches), (large - mean) / sd, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tiny"])
+def test_a_frozen_backbone_stays_as_it_is(name: str) -> None:
+    backbone = create_backbone(name, window_px=32)
+    backbone.train()
+    backbone.freeze()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    holder = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.n_features, 1)).train()
+    assert holder[1].training
+    assert not any(module.training for module in backbone.modules())
+    holder[1](backbone(backbone.preprocess(random_patches(4, 32)))).sum().backward()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "side"), [("tiny", None), ("resnet18", 224), ("inception_v3", 299), ("uni", 224)])
+def test_the_input_its_makers_meant(name: str, side: int | None) -> None:
+    assert own_input_px(name) == side
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 224), ("vit_b16", 96), ("vit_tiny_patch16_224", 224)])
+def test_an_input_that_is_asked_for_is_taken(name: str, side: int) -> None:
+    backbone = create_backbone(name, window_px=40, input_px=side).eval()
+    assert (backbone.window_px, backbone.input_px) == (40, side)
+    images = backbone.preprocess(random_patches(1, 40))
+    assert images.shape == (1, 3, side, side)
+    with torch.inference_mode():
+        assert backbone(images).shape == (1, backbone.n_features)
+
+
+def test_an_input_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"works at none of 50 px: .*patches"):
+        create_backbone("vit_b16", window_px=40, input_px=50)
+    with pytest.raises(ModelError, match="no other input than its own, 40 px"):
+        create_backbone("tiny", window_px=40, input_px=50)
 
 
 def test_tiny_says_the_same_of_a_patch_in_any_batch() -> None:

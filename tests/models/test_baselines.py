@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 
 from stexpr.errors import ModelError
-from stexpr.models.baselines import ColorRidge, color_features, disc_masks, fitting_radii
+from stexpr.models.baselines import color_features, disc_masks, fitting_radii
+from stexpr.models.ridge import GroupedRidge
 from stexpr.panel import ExpressionTransform
 
 
@@ -68,80 +67,6 @@ def test_radii_beyond_the_window_are_left_out():
         color_features(noise(1, 16), (4, 16))
 
 
-def planted(n: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(n, 12)).astype(np.float32)
-    expression = features[:, :3] @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(n, 4)) + 5
-    return features, expression, np.repeat(["a", "b", "c"], n // 3)
-
-
-def test_a_linear_relation_is_found_and_is_sklearns_ridge():
-    features, expression, groups = planted(150)
-    (features, new), (expression, truth) = np.split(features, [120]), np.split(expression, [120])
-    ridge = ColorRidge((0.1, 1.0, 1e4)).fit(features, expression, groups[:120])
-    assert ridge.alpha in (0.1, 1.0)
-    predicted = ridge.predict(new)
-    assert np.corrcoef(predicted[:, 0], truth[:, 0])[0, 1] > 0.99
-    scaler = StandardScaler().fit(features.astype(float))
-    oracle = Ridge(ridge.alpha, solver="svd").fit(scaler.transform(features.astype(float)), expression)
-    np.testing.assert_allclose(predicted, oracle.predict(scaler.transform(new.astype(float))), rtol=1e-5)
-
-
-@pytest.mark.parametrize("groups", [np.repeat(["a", "b", "c"], 30), np.repeat("a", 90)])
-def test_noise_gets_the_strongest_penalty(groups):
-    rng = np.random.default_rng(1)
-    ridge = ColorRidge((0.1, 10.0, 1e5)).fit(rng.normal(size=(90, 36)).astype(np.float32), rng.normal(size=(90, 20)), groups)
-    assert ridge.alpha == 1e5
-
-
-def test_the_penalty_is_judged_on_whole_groups():
-    """Within a group a feature tells the group's offset; across groups it is misleading, which only groups can show."""
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(6), 20)
-    offset = rng.normal(size=6)
-    codes = np.eye(6)[group] + 0.01 * rng.normal(size=(120, 6))
-    expression = offset[group][:, None] + 0.1 * rng.normal(size=(120, 3))
-    shuffled = rng.permutation(120)
-    by_group = ColorRidge((0.1, 1e5)).fit(codes.astype(np.float32), expression, group)
-    by_rows = ColorRidge((0.1, 1e5)).fit(codes[shuffled].astype(np.float32), expression[shuffled], np.zeros(120))
-    assert by_group.alpha == 1e5
-    assert by_rows.alpha == 0.1
-
-
-def test_collinear_and_constant_features_are_no_trouble():
-    features, expression, groups = planted()
-    doubled = np.concatenate([features, features, np.ones((len(features), 1), np.float32)], axis=1)
-    predicted = ColorRidge((0.1,)).fit(doubled, expression, groups).predict(doubled)
-    assert np.isfinite(predicted).all()
-
-
-def test_one_gene_has_the_penalty_of_the_same_gene_twice():
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(90, 4)).astype(np.float32)
-    one = features @ rng.normal(size=(4, 1)) + rng.normal(0, 0.05, (90, 1))
-    groups = np.repeat(["a", "b", "c"], 30)
-    alphas = (0.1, 10.0, 1000.0, 1e5)
-    fitted = [ColorRidge(alphas).fit(features, expression, groups).alpha for expression in (one, np.hstack([one, one]))]
-    assert fitted == [0.1, 0.1]
-
-
-def test_one_gene_keeps_its_column():
-    features, expression, groups = planted()
-    ridge = ColorRidge((1.0,)).fit(features, expression[:, :1], groups)
-    assert ridge.predict(features).shape == (90, 1)
-
-
-def test_misuse_is_named():
-    features, expression, groups = planted()
-    with pytest.raises(ModelError, match="at least two training spots"):
-        ColorRidge((1.0,)).fit(features[:1], expression[:1], groups[:1])
-    with pytest.raises(ModelError, match="fitted before"):
-        ColorRidge((1.0,)).predict(features)
-    for alphas in ((), (-1.0,)):
-        with pytest.raises(ModelError, match="penalties"):
-            ColorRidge(alphas)
-
-
 def read_mob(folder: Path, section: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read one section by hand: 256-px patches, counts, genes."""
     import pandas as pd
@@ -176,7 +101,7 @@ def test_colors_predict_the_other_mouse_of_the_olfactory_bulb(shared_data, recor
             for name in sections
         }
         groups = np.concatenate([np.repeat(name, len(features[name])) for name in train])
-        ridge = ColorRidge((0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)).fit(
+        ridge = GroupedRidge((0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)).fit(
             np.concatenate([features[name] for name in train]), np.concatenate([expression[name] for name in train]), groups
         )
         for name in sections.keys() - set(train):

@@ -84,6 +84,8 @@ def reseal(folder: Path, name: str) -> None:
         {"loss": "negative_binomial"},
         {"backbone": "efficientnet_b0"},  # running statistics and a learned head of its own
         {"backbone": "inception_v3"},  # enlarged input
+        {"backbone": "mobilenetv3_small_050"},  # for modest hardware
+        {"backbone": "lcnet_050"},
     ],
     ids=str,
 )

@@ -24,6 +24,8 @@ def hest_bench(
     *,
     tasks: Sequence[str] | None = None,
     pretrained: bool = True,
+    weights: Path | None = None,
+    download: bool = False,
     device: str = "auto",
     batch_size: int = 128,
     progress: Progress = silent,
@@ -36,9 +38,11 @@ def hest_bench(
 
     Args:
         folder: The benchmark's folder, or that of one task.
-        encoder: A timm name, or a folder: a model stexpr exported, or timm's own format.
+        encoder: A name for `create_backbone`, or a folder: a model stexpr exported, or timm's own format.
         tasks: Names of the tasks, in this order; None takes all.
-        pretrained: Load timm's weights; False scores random ones.
+        pretrained: Load the weights that belong to a name; False scores random ones.
+        weights: A safetensors file with the weights of the architecture named, instead.
+        download: Fetch weights that are not in the cache of huggingface_hub.
         device: `auto`, `cpu`, `cuda` …
         batch_size: Patches at a time.
         progress: Shows how far embedding is.
@@ -56,7 +60,7 @@ def hest_bench(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     folders, others = find_tasks(Path(folder), tasks)
     found = [read_task(path) for path in folders]
-    frozen = open_encoder(encoder, pretrained=pretrained, device=device)
+    frozen = open_encoder(encoder, pretrained=pretrained, weights=weights, download=download, device=device)
     notes = [*frozen.notes, *(note for task in found for note in task.notes)]
     if others:
         notes.append(f"folders without splits, left out: {', '.join(others)}")

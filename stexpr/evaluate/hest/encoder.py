@@ -16,7 +16,8 @@ from torch.nn import functional
 from stexpr.errors import ModelError
 from stexpr.evaluate.hest.folder import PATCH_PX, PATCH_UM
 from stexpr.inference import pick_device
-from stexpr.models.backbones import Backbone, create_backbone
+from stexpr.models.backbones import Backbone, create_backbone, own_input_px
+from stexpr.models.encoders import ENCODERS, known_encoder
 from stexpr.models.export import CONFIG, load_model
 
 __all__ = ["FrozenEncoder", "open_encoder"]
@@ -78,16 +79,25 @@ class FrozenEncoder:
         return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def open_encoder(encoder: str | Path, *, pretrained: bool = True, device: str = "auto") -> FrozenEncoder:
+def open_encoder(
+    encoder: str | Path,
+    *,
+    pretrained: bool = True,
+    weights: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+) -> FrozenEncoder:
     """Load an encoder, ready to embed.
 
-    A timm network gets whole patches at its own input size and colors. A model that stexpr exported gets the field of view
+    A network by name gets whole patches at its own input size and colors. A model that stexpr exported gets the field of view
     and pixel size it was trained at, cropped from the patch's center; one that was trained on more tissue than a patch
     holds gets the whole patch, magnified, and a note says so.
 
     Args:
         encoder: A folder with `config.json` (stexpr's export or timm's own format), else a name for `create_backbone`.
-        pretrained: Load timm's weights; a folder always brings its own.
+        pretrained: Load the weights that belong to a name; a folder always brings its own.
+        weights: A safetensors file with the weights of the architecture named, instead.
+        download: Fetch weights that are not in the cache of huggingface_hub.
         device: As for `pick_device`.
 
     Raises:
@@ -95,10 +105,13 @@ def open_encoder(encoder: str | Path, *, pretrained: bool = True, device: str = 
     """
     folder = Path(encoder)
     if (folder / CONFIG).is_file() or isinstance(encoder, Path):
-        opened = _timm(f"local-dir:{folder}", True, folder.name) if _is_timms(folder / CONFIG) else _exported(folder)
+        timms = _is_timms(folder / CONFIG)
+        if weights is not None:
+            raise ModelError(f"{folder} has weights of its own; name its architecture to load {weights} instead")
+        opened = _named(f"local-dir:{folder}", folder.name, True, None, False) if timms else _exported(folder)
     else:
         label = folder.name if encoder.startswith("local-dir:") else encoder  # no path of this machine in a result
-        opened = _timm(encoder, pretrained, label)
+        opened = _named(encoder, label, pretrained, weights, download)
     backbone = opened.backbone.eval().to(pick_device(device)).to(memory_format=torch.channels_last)
     facts = {key: getattr(backbone, key) for key in ("timm_name", "n_features", "window_px", "input_px")}
     colors = {"mean": list(backbone.mean), "sd": list(backbone.sd)}
@@ -113,15 +126,16 @@ def _is_timms(path: Path) -> bool:
         return False
 
 
-def _timm(name: str, pretrained: bool, label: str) -> FrozenEncoder:
-    backbone = create_backbone(name, window_px=PATCH_PX, pretrained=pretrained, seed=0)
-    native_px = (getattr(backbone.network, "pretrained_cfg", None) or {}).get("input_size", (3, PATCH_PX, PATCH_PX))[-1]
-    if native_px != PATCH_PX:
-        backbone = create_backbone(name, window_px=native_px, pretrained=pretrained, seed=0)
-    notes = [] if pretrained else ["the encoder's weights are random (pretrained=False)"]
+def _named(name: str, label: str, pretrained: bool, weights: Path | None, download: bool) -> FrozenEncoder:
+    native_px = own_input_px(name, download=download) or PATCH_PX
+    trained = pretrained or weights is not None
+    backbone = create_backbone(name, window_px=native_px, pretrained=pretrained, weights=weights, download=download, seed=0)
+    known = known_encoder(name)
+    notes = [] if trained else ["the encoder's weights are random (pretrained=False)"]
+    notes += [f"encoder {known}: {ENCODERS[known].terms}"] if known is not None else []
     if native_px != PATCH_PX:
         notes.append(f"patches resized from {PATCH_PX} to {native_px} px, the encoder's own input size")
-    return FrozenEncoder(backbone, None, {"kind": "timm", "name": label, "pretrained": pretrained}, tuple(notes))
+    return FrozenEncoder(backbone, None, {"kind": "timm", "name": label, "pretrained": trained}, tuple(notes))
 
 
 def _exported(folder: Path) -> FrozenEncoder:

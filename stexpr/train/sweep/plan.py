@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stexpr.config import NetworkConfig, StudyConfig, content_hash
+from stexpr.config import StudyConfig, content_hash
 from stexpr.config.files import write_whole
 from stexpr.config.sweep import SweepConfig, SweepStudies
 from stexpr.data.splits import Fold
@@ -39,8 +39,8 @@ class PlannedRun:
 
     @property
     def is_network(self) -> bool:
-        """Whether anything is trained by gradient steps."""
-        return isinstance(self.study.model, NetworkConfig)
+        """Whether it is of a model the sweep is about, not of a baseline."""
+        return self.study.model.role == "network"
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def plan_sweep(sweep: SweepStudies) -> Plan:
         cohort, folds = partitions.of(study)
         for one, fold in study_jobs(study, folds):
             key = run_folder(Path(), one, cohort, fold).name
-            n_networks += isinstance(one.model, NetworkConfig)
+            n_networks += one.model.role == "network"
             planned.setdefault(key, PlannedRun(key, one, fold, cohort))
     runs = sorted(planned.values(), key=lambda run: run.is_network)
     n_shared = n_networks - sum(run.is_network for run in runs)

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from stexpr.config import content_hash
+from stexpr.config import FrozenConfig, content_hash
 from stexpr.data.datasets import even_parts
 from stexpr.data.panels import fold_panel
-from stexpr.inference import autocast, predict_expression
+from stexpr.inference import autocast, extract_features, predict_expression
 from stexpr.panel import ExpressionTransform
+from stexpr.train.frozen import frozen_backbone, view_of
 from stexpr.train.loop import make_optimizer
 from stexpr.train.network import build_network, without_auxiliary
 from stexpr.train.results import Job
@@ -29,8 +30,8 @@ class Probe:
     """What one kind of training takes on this machine.
 
     Attributes:
-        step_s: Seconds of a training step.
-        spot_s: Seconds to predict a spot, once.
+        step_s: Seconds of a training step; 0 where there are none.
+        spot_s: Seconds to predict or embed a spot, once.
     """
 
     step_s: float
@@ -69,6 +70,8 @@ def _probe(run: PlannedRun) -> Probe:
     transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(run.cohort.genes))
     panel = fold_panel(config.protocol.panel, run.cohort, fold)
     job = Job(config, run.cohort, fold, "", panel, transform, window_px(config, run.cohort), Path())
+    if isinstance(config.model, FrozenConfig):
+        return _probe_frozen(job, config.model)
     spots = job.spots(fold.train_sections, panel.without_auxiliary() if without_auxiliary(config) else panel)
     rows = torch.arange(min(len(spots), config.training.batch_size))
     model = build_network(config, spots, torch.arange(len(spots)), transform)
@@ -87,6 +90,19 @@ def _probe(run: PlannedRun) -> Probe:
         predict_expression(model, spots, rows, batch_size=config.training.batch_size, precision=config.training.precision)
 
     return Probe(_timed(step, device), _timed(predict, device) / len(rows))
+
+
+def _probe_frozen(job: Job, model: FrozenConfig) -> Probe:
+    config = job.config
+    view = view_of(model, window_px=job.window_px, mpp=job.cohort.mpp, download=config.runtime.download)
+    backbone = frozen_backbone(config, view)
+    spots = replace(job, window_px=view.window_px).spots(job.fold.train_sections[:1])
+    rows = torch.arange(min(len(spots), config.training.batch_size))
+
+    def embed() -> None:
+        extract_features(backbone, spots, rows, batch_size=config.training.batch_size, precision=config.training.precision)
+
+    return Probe(0.0, _timed(embed, next(backbone.parameters()).device) / len(rows))
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -110,6 +126,9 @@ def _seconds(run: PlannedRun, probe: Probe) -> float:
     def steps_of(n_spots: int) -> int:
         return len(even_parts(torch.arange(n_spots), training.batch_size))
 
+    views = 8 if run.study.input.test_symmetries else 1
+    if isinstance(run.study.model, FrozenConfig):
+        return views * spots_of((*fold.train_sections, *fold.test_sections)) * probe.spot_s
     total = 0.0
     for inner in fold.inner:
         train, validation = (
@@ -119,5 +138,4 @@ def _seconds(run: PlannedRun, probe: Probe) -> float:
         total += training.epochs * (steps_of(train) * probe.step_s + validation * probe.spot_s)
     if not fold.inner or run.study.protocol.validation.refit:
         total += training.epochs * steps_of(spots_of(fold.train_sections)) * probe.step_s
-    views = 8 if run.study.input.test_symmetries else 1
     return total + views * spots_of(fold.test_sections) * probe.spot_s
