@@ -127,7 +127,8 @@ def _worth(
     rule: PanelRule, counts: sp.csr_matrix, genes: Sequence[str], structure: Float[Array, "G"] | None
 ) -> Float[Array, "G"]:
     if rule == "top_mean":
-        return np.asarray(counts.mean(axis=0)).ravel()
+        means: Array = np.asarray(counts.mean(axis=0)).ravel()
+        return means
     if rule == "highly_variable":
         return _dispersion(counts, genes)
     if structure is None or len(structure) != len(genes):
@@ -135,7 +136,8 @@ def _worth(
             f"the rule {rule} needs the spatial structure of {len(genes)} genes, and got "
             f"{'none' if structure is None else len(structure)}; choose genes with stexpr.data.panels.fold_panel"
         )
-    return np.nan_to_num(np.asarray(structure, dtype=float), nan=-np.inf)
+    worth: Array = np.nan_to_num(np.asarray(structure, dtype=float), nan=-np.inf)
+    return worth
 
 
 def _ranked(worth: Float[Array, "G"], genes: Sequence[str]) -> list[str]:
@@ -151,7 +153,8 @@ def _dispersion(counts: sp.csr_matrix, genes: Sequence[str]) -> Float[Array, "G"
     scanpy.pp.normalize_total(spots, target_sum=1e4)
     scanpy.pp.log1p(spots)
     table = scanpy.pp.highly_variable_genes(spots, flavor="seurat", inplace=False)
-    return np.nan_to_num(np.asarray(table["dispersions_norm"], dtype=float), nan=-np.inf)
+    dispersion: Array = np.asarray(table["dispersions_norm"], dtype=float)
+    return np.nan_to_num(dispersion, nan=-np.inf)
 
 
 @dataclass(frozen=True)

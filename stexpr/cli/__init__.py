@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from stexpr.cli import config, data, sweep, terminal, tracker
-from stexpr.errors import StexprError
+from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
 
@@ -48,20 +48,34 @@ def demo(
 
 @app.command()
 def prepare(
-    card: Annotated[str, typer.Argument(help="A data card: a name from `stexpr data list`, or your own .md file.")],
-    source: Annotated[Path, typer.Option("--from", help="Folder with the raw files of the card.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prepared cohort.")],
+    card: Annotated[
+        str | None, typer.Argument(help="A data card: a name from `stexpr data list`, or your own .md file.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Folder with the raw files of the card.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the prepared cohort.")] = None,
+    adopt: Annotated[
+        Path | None, typer.Option(help="Instead of a card: a HEST-1k download, made a cohort without a change to its files.")
+    ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="With --adopt: CSV of section and patient, where the metadata do not say.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Cut patches and counts of raw sections into a prepared cohort; only what changed is done again."""
+    if adopt is not None:
+        settings = [*([card] if card else []), *(overrides or [])]  # without a card the first setting stands in its place
+        terminal.show_cohort(data.adopted(adopt, patients, source, output, settings))
+        return
     from stexpr.config import prepare_config
     from stexpr.data.cards import load_card
     from stexpr.data.prepare import prepare as prepare_cohort
 
+    if card is None or source is None or output is None or patients is not None:
+        raise ConfigError("prepare needs CARD, --from FOLDER and --output FOLDER, or --adopt FOLDER (maybe with --patients)")
     loaded = load_card(card)
-    settings = prepare_config(loaded.prepare, overrides or [], card)
+    config_of_card = prepare_config(loaded.prepare, overrides or [], card)
     with terminal.bar() as progress:
-        cohort = prepare_cohort(loaded, source, output, settings, progress=progress)
+        cohort = prepare_cohort(loaded, source, output, config_of_card, progress=progress)
     terminal.show_cohort(cohort)
 
 

@@ -56,6 +56,20 @@ class PrepareConfig(Strict):
         return self
 
 
+class AdoptConfig(Strict):
+    """How a download in the HEST-1k layout becomes a prepared cohort without a change to its files."""
+
+    name: str | None = Field(None, min_length=1, description="of the cohort; null takes the folder's")
+    mpp: float = Field(0.5, gt=0, description="microns per pixel of the patches; HEST-1k cuts all of its at 0.5")
+    min_counts: int = Field(1, ge=1, description="spots with fewer counts are left out, and counted")
+    absent_genes: Literal["intersect", "zero"] = Field(
+        "intersect", description="genes that some section lacks: left out everywhere, or undetected there and so 0"
+    )
+    gene_namespace: Literal["ensembl", "symbol", "other"] = "other"
+    library: Literal["whole", "subset"] = Field("whole", description="`subset` where only a chosen panel of genes is counted")
+    leave_out: tuple[str, ...] = Field((), description="sections to leave out")
+
+
 class InputConfig(Strict):
     """What a network sees of a spot."""
 
@@ -168,6 +182,18 @@ def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
         ConfigError: A key is unknown (the nearest known one is named), or a value is refused.
     """
     return cast(StudyConfig, validated(StudyConfig, with_preset(dict(values)), source))
+
+
+def adopt_config(overrides: Sequence[str], source: str) -> AdoptConfig:
+    """Read `key=value` settings of an adoption.
+
+    Raises:
+        ConfigError: A key is unknown or a value refused.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        set_override(values, override)
+    return cast(AdoptConfig, validated(AdoptConfig, values, source))
 
 
 def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], source: str) -> PrepareConfig:

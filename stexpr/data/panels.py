@@ -70,7 +70,8 @@ def spatial_structure(cohort: PreparedCohort, sections: Sequence[str]) -> Float6
     Raises:
         MetricError: The spots of a section have no neighborhood.
     """
-    return np.mean([_section_structure(cohort, section) for section in sections], axis=0)
+    mean: Array = np.mean([_section_structure(cohort, section) for section in sections], axis=0)
+    return mean
 
 
 def _section_structure(cohort: PreparedCohort, section: str) -> Float64[Array, "G"]:

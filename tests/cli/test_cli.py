@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from hest_download import write_download
 from raw_sections import write_raw_cohort, write_raw_section
 
 from stexpr import cli
@@ -34,7 +35,7 @@ FROZEN = {
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
     "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
-    "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
+    "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),
     "sweep status": ["--runs", "--watch", "NAMES"],
@@ -111,6 +112,19 @@ def test_from_raw_files_to_a_leaderboard(stexpr: Run, raw_cohort: Path, tmp_path
     assert (code, "is as it was written" in out) == (0, True)
 
 
+def test_a_download_is_adopted(stexpr: Run, tmp_path: Path):
+    write_download(tmp_path / "hest")
+    code, out, err = stexpr("prepare", "--adopt", "hest", "name=breast", "leave_out=[TENX4]")
+    assert (code, err) == (0, "")
+    assert "hest: 3 sections, 3 patients, 23 genes, 32 px patches at 0.5 um/px" in out
+    assert "section TENX4 left out: left out by leave_out" in out
+    assert "2 genes left out: missing in some section" in out
+    assert stexpr("data", "verify", "hest")[0] == 0
+    Path("patients.csv").write_text("section,patient\nTENX1,Ada\nTENX2,Ada\n")
+    code, out, err = stexpr("prepare", "--adopt", "hest", "--patients", "patients.csv")
+    assert (code, "4 sections, 2 patients" in out) == (0, True)
+
+
 def test_config_show_reads_back(stexpr: Run):
     code, out, _ = stexpr("config", "show", "mob", "seed=3", "training.lr=1e-4")
     assert code == 0
@@ -166,6 +180,10 @@ def test_an_audit_ends_with_exit_code_1_when_test_data_leaked(stexpr: Run, small
         (["train", "mob"], "cohorts/mob"),
         (["prepare", "mobb", "--from", ".", "-o", "x"], "did you mean 'mob'?"),
         (["prepare", "mob", "--from", "nowhere", "-o", "x"], "nowhere"),
+        (["prepare", "mob"], "prepare needs CARD, --from FOLDER and --output FOLDER, or --adopt FOLDER"),
+        (["prepare", "--adopt", "nowhere"], "no such folder"),
+        (["prepare", "--adopt", "nowhere", "-o", "x"], "copies nothing: leave --output x out"),
+        (["prepare", "--adopt", "nowhere", "names=x"], "unknown key 'names'; did you mean 'name'?"),
         (["data", "fetch", "stnet"], "stnet"),
         (["leaderboard", "runs"], "no folder runs"),
         (["evaluate", "runs"], "no finished run"),
