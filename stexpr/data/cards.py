@@ -19,6 +19,15 @@ from stexpr.errors import CardError, ConfigError, nearest
 HEADINGS = ("Motivation", "Collection", "Known limits", "Splits")
 """What the page of a published cohort must tell below its front matter."""
 NOT_STATED = "not stated"
+FolderKind: TypeAlias = Literal["space_ranger", "visium_hd", "xenium"]
+Matrix: TypeAlias = Literal["filtered", "raw"]
+FOLDER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "space_ranger": ("matrix",),
+    "visium_hd": ("matrix", "bin_um"),
+    "xenium": ("pseudo_spot_um", "alignment"),
+}
+"""Readers of whole output folders, and the fields of a section that only they know."""
+_NEEDED = {"visium_hd": ("bin_um", "bins of 16"), "xenium": ("pseudo_spot_um", "squares of 55")}
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)(.*)", re.DOTALL)
 
 
@@ -42,13 +51,18 @@ Name: TypeAlias = Annotated[str, BeforeValidator(_quoted), Field(min_length=1)]
 
 
 class SectionEntry(Strict):
-    """One section on a card."""
+    """One section on a card: its files (`counts`, `spots`, `image`), or the `folder` an instrument's software wrote."""
 
     section: Annotated[SectionName, BeforeValidator(_quoted)]
     patient: Name
-    counts: InnerPath = Field(description="file of counts, below the folder of the cohort's files")
+    counts: InnerPath | None = Field(None, description="file of counts, below the folder of the cohort's files")
     spots: InnerPath | None = Field(None, description="file of spot positions, for readers that need one")
-    image: InnerPath
+    image: InnerPath | None = Field(None, description="the H&E image; a `folder` may hold one of its own")
+    folder: InnerPath | None = Field(None, description="output folder of Space Ranger or a Xenium Analyzer")
+    matrix: Matrix | None = Field(None, description="which matrix of Space Ranger; null takes filtered, else raw")
+    bin_um: int | None = Field(None, ge=2, description="side of a Visium HD spot: a bin of the folder or a multiple of one")
+    pseudo_spot_um: float | None = Field(None, gt=0, description="side of the squares that Xenium transcripts are pooled into")
+    alignment: InnerPath | None = Field(None, description="CSV with the 3 x 3 matrix from H&E pixels to Xenium pixels")
     mpp: float | None = Field(
         None, gt=0, description="microns per image pixel; null takes the image file's or the spot pitch's"
     )
@@ -62,6 +76,14 @@ class SectionEntry(Strict):
         for x0, y0, x1, y1 in self.blank:
             if x0 >= x1 or y0 >= y1:
                 raise ValueError(f"blank rectangle [{x0}, {y0}, {x1}, {y1}] is not x0, y0, x1, y1 with x0 < x1 and y0 < y1")
+        return self
+
+    @model_validator(mode="after")
+    def _files_or_folder(self) -> "SectionEntry":
+        if (self.counts is None) == (self.folder is None):
+            raise ValueError("name either `counts`, a file, or `folder`, the output of an instrument's software, and not both")
+        if self.folder is None and self.image is None:
+            raise ValueError("`image` is missing: with `counts`, the card names the H&E image")
         return self
 
 
@@ -78,7 +100,7 @@ class DataCard(Strict):
     """The front matter of a card.
 
     A card of one's own cohort needs `name`, `species`, `tissue`, `technology`, `gene_namespace`, `reader` and `sections`
-    (each with `section`, `patient`, `counts`, `image` and what its reader needs).
+    (each with `section`, `patient`, and `counts` and `image`, or `folder`, and what its reader needs).
 
     Attributes:
         n_patients: Of the cohort as published; the card may list the files of fewer.
@@ -145,6 +167,28 @@ class DataCard(Strict):
         ):
             if total is not None and total < listed:
                 raise ValueError(f"{label} is {total}, but the card lists {listed}")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_fit_the_reader(self) -> "DataCard":
+        if self.reader is None:
+            return self
+        of_folders = self.reader in FOLDER_OPTIONS
+        for entry in self.sections:
+            if (entry.folder is not None) != of_folders:
+                raise ValueError(
+                    f"section {entry.section}: reader `{self.reader}` needs `{'folder' if of_folders else 'counts'}`; "
+                    f"`folder` goes with {', '.join(FOLDER_OPTIONS)}"
+                )
+            allowed = FOLDER_OPTIONS.get(self.reader, ())
+            for option in sorted(set().union(*FOLDER_OPTIONS.values())):
+                if getattr(entry, option) is not None and option not in allowed:
+                    raise ValueError(f"section {entry.section}: `{option}` is not for reader `{self.reader}`")
+            needed, example = _NEEDED.get(self.reader, ("section", ""))
+            if getattr(entry, needed) is None:
+                raise ValueError(f"section {entry.section}: reader `{self.reader}` needs `{needed}`, such as {example} um")
+        if of_folders and self.symbol_table is not None:
+            raise ValueError("a folder names its genes' symbols itself: leave symbol_table out and say gene_namespace: symbol")
         return self
 
 

@@ -154,8 +154,11 @@ def _content(spots: Any, pixels: str) -> str:
 
 def _notes(section: Section, config: PrepareConfig) -> tuple[str, ...]:
     if config.mpp >= section.mpp * _UPSAMPLED:
-        return ()
-    return (f"upsampled from {section.mpp:g} to {config.mpp:g} um/px: the patches hold no more detail than the image",)
+        return section.notes
+    return (
+        *section.notes,
+        f"upsampled from {section.mpp:g} to {config.mpp:g} um/px: the patches hold no more detail than the image",
+    )
 
 
 def _left_out(section: Section, selection: Selection) -> dict[str, int]:

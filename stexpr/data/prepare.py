@@ -28,7 +28,7 @@ from stexpr.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from stexpr.data.readers import read_section
+from stexpr.data.readers import input_files, read_section
 from stexpr.data.section import Section, join_genes
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import CardError, ConfigError, DataError, StexprError, nearest
@@ -141,16 +141,11 @@ class _Preparation:
         hashes: dict[str, str] = {}
         known: dict[str, str] = {}
         for entry in self.progress(card.sections, "hashing input files", len(card.sections)):
-            names = [name for name in (entry.counts, entry.spots, entry.image, card.symbol_table) if name]
-            for name in (name for name in names if name not in known):
-                if not (self.source / name).is_file():
-                    raise DataError(
-                        f"section {entry.section} of patient {entry.patient} lacks its file {self.source / name}; run "
-                        f"`stexpr data fetch {card.name}` into {self.source}, or correct the path on the card"
-                    )
-                known[name] = hash_file(self.source / name)
-            files = {name: known[name] for name in names}
-            hashes[entry.section] = content_hash({**shared, "entry": entry.model_dump(mode="json"), "files": files})
+            files = {path.relative_to(self.source).as_posix(): path for path in input_files(entry, self.source, card)}
+            for name in files.keys() - known.keys():
+                known[name] = hash_file(files[name])
+            read = {name: known[name] for name in files}
+            hashes[entry.section] = content_hash({**shared, "entry": entry.model_dump(mode="json"), "files": read})
         return hashes
 
     def _fingerprints(self, inputs: dict[str, str], genes: Sequence[str]) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Section:
         left_out: What the reader left out, by reason.
         spot_diameter_um: Diameter of a capture spot.
         spot_pitch_um: Distance from a spot's center to the nearest one's.
+        notes: What a reader of results should know, such as features that are no genes and were left out.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Section:
     left_out: dict[str, int] = field(default_factory=dict)
     spot_diameter_um: float | None = None
     spot_pitch_um: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_section(section: Section) -> None:

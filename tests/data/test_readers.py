@@ -151,7 +151,7 @@ def test_truncated_gzip_is_refused(legacy):
 
 def test_a_missing_file_and_a_missing_entry_are_named(legacy):
     (legacy / "he.png").unlink()
-    with pytest.raises(DataError, match=r"section S1 of mine lacks its file .*he\.png; run `stexpr data fetch mine`"):
+    with pytest.raises(DataError, match=r"section S1 of patient P1 lacks its file .*he\.png; run `stexpr data fetch mine`"):
         read(legacy, card())
     Image.new("RGB", (10, 10)).save(legacy / "he.png")
     with pytest.raises(CardError, match="needs `spots`"):
@@ -163,7 +163,7 @@ def test_unknown_and_absent_readers(legacy):
         read(legacy, card("legacy-st"))
     with pytest.raises(CardError, match="names no reader: ask them"):
         read(legacy, card(None, access="gated", access_note="ask them"))
-    assert set(READERS) == {"legacy_st", "h5ad"}
+    assert set(READERS) == {"legacy_st", "h5ad", "space_ranger", "visium_hd", "xenium"}
 
 
 def test_pixel_size_from_card_file_or_pitch_and_never_guessed(legacy):
