@@ -80,6 +80,32 @@ def prepare(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="An .h5ad, a SpatialData .zarr, a HEST-1k folder, or that of Space Ranger or Xenium.")
+    ],
+    target: Annotated[Path, typer.Argument(help="An .h5ad (its image is written beside it), a .zarr, or a HEST-1k folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value about the source, such as mpp=0.5 image=he.tif section=S1 bin_um=16")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="h5ad, spatialdata or hest; goes by the target's suffix if not given.")] = None,
+) -> None:
+    """Write a section in another format, without loss."""
+    from stexpr.config import settings_of
+    from stexpr.data.convert import ConvertConfig
+    from stexpr.data.convert import convert as write
+
+    section = write(source, target, to=to, config=settings_of(ConvertConfig, overrides or [], "convert"))
+    left_out = "".join(f"; {count} {reason}" for reason, count in section.left_out.items())
+    terminal.say(
+        f"{target}: section {section.name} of patient {section.patient}, {section.spots.n_obs} spots x {section.spots.n_vars} "
+        f"genes, {section.image.width} x {section.image.height} px at {section.mpp:g} um/px ({section.mpp_source}){left_out}"
+    )
+    for note in section.notes:
+        terminal.say(f"note: {note}")
+
+
+@app.command()
 def train(
     study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with stexpr.")],
     overrides: Overrides = None,

@@ -78,12 +78,12 @@ def adopted(
     Raises:
         ConfigError: An option of the other way to prepare stands beside it.
     """
-    from stexpr.config import adopt_config
+    from stexpr.config import AdoptConfig, settings_of
     from stexpr.data.adopt import adopt
 
     for option, value in (("--from", source), ("--output", output)):
         if value is not None:
             raise ConfigError(f"--adopt makes {folder} itself a cohort and copies nothing: leave {option} {value} out")
-    settings = adopt_config(overrides, "--adopt")
+    settings = settings_of(AdoptConfig, overrides, "--adopt")
     with terminal.bar() as progress:
         return adopt(folder, settings, patients=patients, progress=progress)

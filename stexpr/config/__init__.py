@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,6 +37,8 @@ from stexpr.config.values import content_hash as content_hash
 from stexpr.config.values import find_config, read_yaml, set_override
 from stexpr.config.values import resource_folder as resource_folder
 from stexpr.config.values import validated as validated
+
+Settings = TypeVar("Settings", bound=Strict)
 
 
 class PrepareConfig(Strict):
@@ -184,8 +186,8 @@ def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
     return cast(StudyConfig, validated(StudyConfig, with_preset(dict(values)), source))
 
 
-def adopt_config(overrides: Sequence[str], source: str) -> AdoptConfig:
-    """Read `key=value` settings of an adoption.
+def settings_of(model: type[Settings], overrides: Sequence[str], source: str) -> Settings:
+    """Read `key=value` settings that stand alone.
 
     Raises:
         ConfigError: A key is unknown or a value refused.
@@ -193,7 +195,7 @@ def adopt_config(overrides: Sequence[str], source: str) -> AdoptConfig:
     values: dict[str, Any] = {}
     for override in overrides:
         set_override(values, override)
-    return cast(AdoptConfig, validated(AdoptConfig, values, source))
+    return cast(Settings, validated(model, values, source))
 
 
 def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], source: str) -> PrepareConfig:

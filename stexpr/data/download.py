@@ -18,7 +18,7 @@ from stexpr.data.manifest import section_files
 from stexpr.data.section import check_mpp
 from stexpr.errors import DataError, ScaleError, nearest
 
-__all__ = ["Download", "few", "read_download"]
+__all__ = ["Download", "few", "read_download", "read_metadata"]
 
 COLUMNS: Final = "columns `section` and `patient`, and `level0_mpp` where the metadata lack the pixel size"
 _EXAMPLES: Final = 5
@@ -51,7 +51,7 @@ class Download:
             DataError: Nobody says whose tissue a section is.
         """
         stated = {section: self.table.get(section, {}).get("patient") or None for section in self.sections}
-        named = {section: self._text(section, "patient") for section in self.sections}
+        named = {section: self.text(section, "patient") for section in self.sections}
         unknown = [section for section in self.sections if (stated[section] or named[section]) is None]
         if unknown:
             raise DataError(
@@ -63,7 +63,7 @@ class Download:
         found = {}
         for section in self.sections:
             own = str(named[section])
-            study = self._text(section, "dataset_title") or "unnamed study"
+            study = self.text(section, "dataset_title") or "unnamed study"
             found[section] = stated[section] or (f"{study}: {own}" if own in ambiguous else own)
         return found
 
@@ -72,9 +72,9 @@ class Download:
         """Patients' names that the metadata of several studies use, and how many do."""
         studies: dict[str, set[str | None]] = {}
         for section in self.sections:
-            name = self._text(section, "patient")
+            name = self.text(section, "patient")
             if name is not None and not self.table.get(section, {}).get("patient"):
-                studies.setdefault(name, set()).add(self._text(section, "dataset_title"))
+                studies.setdefault(name, set()).add(self.text(section, "dataset_title"))
         return {name: len(titles) for name, titles in studies.items() if len(titles) > 1}
 
     def scale(self, section: str) -> tuple[float, str, tuple[str, ...]]:
@@ -106,7 +106,7 @@ class Download:
 
     def words(self, key: str, otherwise: str = "not stated") -> str:
         """Join what the metadata of the sections say under a key, each value once."""
-        said = dict.fromkeys(text for section in self.sections if (text := self._text(section, key)) is not None)
+        said = dict.fromkeys(text for section in self.sections if (text := self.text(section, key)) is not None)
         return "; ".join(said) or otherwise
 
     def length_um(self, key: str) -> float | None:
@@ -114,7 +114,8 @@ class Download:
         said = {_number(self.metadata[section].get(key)) for section in self.sections}
         return next(iter(said)) if len(said) == 1 else None
 
-    def _text(self, section: str, key: str) -> str | None:
+    def text(self, section: str, key: str) -> str | None:
+        """Return what the metadata say under a key; None where they say nothing or that it is unknown."""
         value = self.metadata[section].get(key)
         if value is None or isinstance(value, bool | list | dict) or (isinstance(value, float) and not math.isfinite(value)):
             return None
@@ -153,7 +154,7 @@ def read_download(folder: Path, *, leave_out: Sequence[str] = (), patients: Path
     table = {} if patients is None else _read_table(patients)
     for section in table.keys() - counts - patches:
         raise DataError(f"{patients} names {section!r}, no section of {folder}; {nearest(section, counts | patches)}")
-    return Download(folder, sections, reasons, {section: _read_metadata(folder, section) for section in sections}, table)
+    return Download(folder, sections, reasons, {section: read_metadata(folder, section) for section in sections}, table)
 
 
 def few(names: Collection[str]) -> str:
@@ -161,7 +162,12 @@ def few(names: Collection[str]) -> str:
     return ", ".join(list(names)[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else "")
 
 
-def _read_metadata(folder: Path, section: str) -> dict[str, Any]:
+def read_metadata(folder: Path, section: str) -> dict[str, Any]:
+    """Read `metadata/<section>.json`; empty where there is none.
+
+    Raises:
+        DataError: It holds something else than keys and values.
+    """
     path = folder / section_files(section)[2]
     if not path.is_file():
         return {}

@@ -67,8 +67,19 @@ def check_section(section: Section) -> None:
     """Check what a reader made.
 
     Raises:
-        DataError: No spot or no gene, a barcode twice, counts that are negative, fractions or not finite, centers that are
-            not finite.
+        DataError: As `check_outline` and `check_counts`.
+        GeneError: A gene twice.
+        ScaleError: `mpp` is impossible for a microscope image, or contradicts the spot pitch.
+    """
+    check_outline(section)
+    check_counts(section.spots, section.name)
+
+
+def check_outline(section: Section) -> None:
+    """Check all of a section but its counts.
+
+    Raises:
+        DataError: No spot or no gene, a barcode twice, centers that are not two finite numbers each.
         GeneError: A gene twice.
         ScaleError: `mpp` is impossible for a microscope image, or contradicts the spot pitch.
     """
@@ -86,7 +97,6 @@ def check_section(section: Section) -> None:
             f"section {section.name} has genes more than once: {repeated}; sum or drop them in the counts file "
             "(ids that differ only in their version suffix are one gene)"
         )
-    check_counts(section.spots, section.name)
     _check_scale(section)
 
 

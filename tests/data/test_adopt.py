@@ -15,7 +15,7 @@ from hest_download import GENES, LEVEL0_MPP, WINDOW, write_download, write_secti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stexpr.config import AdoptConfig, adopt_config, load_study
+from stexpr.config import AdoptConfig, load_study, settings_of
 from stexpr.data.adopt import NO_PATCH, NO_SPOT, TWICE, adopt
 from stexpr.data.cards import load_card
 from stexpr.data.manifest import MANIFEST
@@ -334,7 +334,7 @@ def test_a_setting_that_names_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="keep one"):
         adopt(folder, AdoptConfig(leave_out=("A1",)))
     with pytest.raises(ConfigError, match="did you mean 'leave_out'"):
-        adopt_config(["leaveout=[A1]"], "--adopt")
+        settings_of(AdoptConfig, ["leaveout=[A1]"], "--adopt")
 
 
 @settings(max_examples=15, deadline=None)
