@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["StudyConfig", "load_study"],
         "data.cards": ["DataCard", "list_cards", "load_card"],
         "data.prepare": ["prepare"],
+        "data.readers": ["read_folder"],
         "data.store": ["PreparedCohort"],
         "errors": ["StexprError"],
         "evaluate.hest.bench": ["hest_bench"],

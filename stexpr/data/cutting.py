@@ -136,6 +136,8 @@ def _kept_spots(section: Section, selection: Selection, genes: Sequence[str]) ->
         obs=obs,
         var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)),
     )
+    if "symbol" in section.spots.var:
+        spots.var["symbol"] = section.spots.var["symbol"].reindex(genes).fillna("").to_numpy(dtype=object)
     spots.obsm[SPATIAL] = np.asarray(section.spots.obsm[SPATIAL], dtype=np.float64)[kept]
     return spots
 

@@ -81,11 +81,11 @@ def read_folder(
     image: str | Path | None = None,
     section: str | None = None,
     patient: str | None = None,
-    mpp: float | None = None,
+    mpp: float | int | None = None,
     gene_namespace: GeneNamespace | None = None,
     matrix: Matrix | None = None,
     bin_um: int | None = None,
-    pseudo_spot_um: float | None = None,
+    pseudo_spot_um: float | int | None = None,
     alignment: str | Path | None = None,
 ) -> Section:
     """Read the output folder of Space Ranger (Visium, Visium HD) or of a Xenium Analyzer, without a card.
@@ -125,15 +125,21 @@ def read_folder(
     for option, value in options.items():
         if value is not None and option not in FOLDER_OPTIONS[found]:
             raise ConfigError(f"{option} is not for a folder of kind {found}, which {root} is")
+        if isinstance(value, int | float) and not value > 0:
+            raise ConfigError(f"{option} is {value:g}; it is a length in um, above 0")
     name = section or (root.parent.name if root.name == "outs" else root.name) or root.resolve().name
     request = FolderRequest(
-        folder=root, section=name, patient=patient or name, image=None if image is None else Path(image), mpp=mpp,
-        gene_namespace=gene_namespace, matrix=matrix, bin_um=bin_um, pseudo_spot_um=pseudo_spot_um,
-        alignment=None if alignment is None else Path(alignment), mpp_source="given",
+        folder=root, section=name, patient=patient or name, image=_path(image), mpp=None if mpp is None else float(mpp),
+        gene_namespace=gene_namespace, matrix=matrix, bin_um=bin_um, alignment=_path(alignment), mpp_source="given",
+        pseudo_spot_um=None if pseudo_spot_um is None else float(pseudo_spot_um),
     )  # fmt: skip
     made = _FOLDERS[found][0](request)
     check_section(made)
     return made
+
+
+def _path(name: str | Path | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _of_folder(entry: SectionEntry, folder: Path, card: DataCard) -> Section:

@@ -82,6 +82,8 @@ def detect_kind(folder: Path) -> FolderKind:
         return "xenium"
     if (folder / "binned_outputs").is_dir():
         return "visium_hd"
+    if folder.parent.name == "binned_outputs" or folder.name.startswith("square_"):
+        raise DataError(f"{folder} is one bin size of a Visium HD folder; give the one above binned_outputs, and say bin_um")
     if (folder / "spatial").is_dir():
         return "space_ranger"
     raise DataError(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from stexpr.data.images import SlideImage, open_image
 from stexpr.data.rasters import reason
 from stexpr.data.readers.folder import FolderRequest, existing
-from stexpr.errors import ConfigError, DataError, ScaleError, nearest
+from stexpr.errors import CardError, DataError, ScaleError, nearest
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,7 +46,7 @@ class Positions:
         """Find the positions of barcodes.
 
         Raises:
-            DataError: One has none, or is there twice.
+            DataError: One has none.
         """
         import pyarrow.compute as pc
 
@@ -159,7 +159,7 @@ def choose_image(request: FolderRequest, spatial: Path, factors: dict[str, float
         The image, its pixels per full-resolution pixel of the positions, and what to note.
 
     Raises:
-        ConfigError: A `pixel_scale` without an image.
+        CardError: A `pixel_scale` without an image.
         DataError: The image is not of the size of the one the positions refer to, such as CytAssist's own picture.
     """
     factor = factors.get("tissue_hires_scalef")
@@ -169,7 +169,7 @@ def choose_image(request: FolderRequest, spatial: Path, factors: dict[str, float
             _check_size(request, image, spatial / _HIRES, factor)
         return image, request.pixel_scale, ()
     if request.pixel_scale != 1:
-        raise ConfigError(f"section {request.section}: pixel_scale belongs to an image, and none is named")
+        raise CardError(f"section {request.section}: pixel_scale belongs to an image, and none is named")
     if factor is None:
         raise DataError(f"{scale_factors_file(spatial)} lacks tissue_hires_scalef; name the full-resolution image")
     note = f"cut from {_HIRES}, {1 / factor:.3g} times coarser than the full-resolution image, which was not given"
@@ -211,7 +211,7 @@ def _check_size(request: FolderRequest, image: SlideImage, hires: Path, factor: 
     hint = f"; {_CYTASSIST} is not it, the microscope's image is" if image.path.name == _CYTASSIST else ""
     raise DataError(
         f"section {request.section}: {image.path.name} is {image.width} x {image.height} px, but the positions refer to an "
-        f"image of about {expected[0]:.0f} x {expected[1]:.0f} px{hint}; give the one that Space Ranger was given, or say pixel_scale"
+        f"image of about {expected[0]:.0f} x {expected[1]:.0f} px{hint}; give the one Space Ranger got, or say pixel_scale"
     )
 
 

@@ -1,24 +1,11 @@
 """Visium: the `outs` folder of Space Ranger 1 to 4, of a slide with fiducials or of CytAssist."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from stexpr.data.readers.assembly import make_spots
 from stexpr.data.readers.folder import FolderRequest, agreed_mpp, check_inside, section_of_folder
-from stexpr.data.readers.matrices import FeatureMatrix, find_matrix, gene_table, genes_of, matrix_files, read_matrix
-from stexpr.data.readers.positions import (
-    Positions,
-    choose_image,
-    image_file,
-    lattice_steps_px,
-    positions_file,
-    read_positions,
-    read_scale_factors,
-    scale_factors_file,
-)
-from stexpr.data.section import GeneNamespace, Section
+from stexpr.data.readers.outs import Outs, outs_files, read_outs, spots_at
+from stexpr.data.readers.positions import lattice_steps_px
+from stexpr.data.section import Section
 from stexpr.errors import ScaleError
 
 PITCH_UM = 100.0
@@ -36,9 +23,7 @@ def space_ranger_files(request: FolderRequest) -> list[Path]:
     Raises:
         DataError: One is missing.
     """
-    spatial = request.folder / "spatial"
-    matrix = matrix_files(find_matrix(request.folder, request.matrix))
-    return [*matrix, positions_file(spatial), scale_factors_file(spatial), image_file(request, spatial)]
+    return outs_files(request, request.folder)
 
 
 def read_space_ranger(request: FolderRequest) -> Section:
@@ -49,56 +34,32 @@ def read_space_ranger(request: FolderRequest) -> Section:
     measured on the array, whose spots lie 100 um apart, and held against the spot diameter and the image file. Features that
     are no genes are left out and counted; spots outside tissue keep `in_tissue` False.
     """
-    spatial = request.folder / "spatial"
-    matrix = read_matrix(find_matrix(request.folder, request.matrix))
-    positions = read_positions(spatial)
-    rows = positions.rows_of(matrix.barcodes, matrix.path)
-    factors = read_scale_factors(spatial)
-    image, scale, notes = choose_image(request, spatial, factors)
-    steps = lattice_steps_px(positions, _STEPS)
-    if steps.max() > (1 + _SKEW) * steps.min():
-        raise ScaleError(
-            f"{positions.path}: neighbors on the array are {', '.join(f'{step:.4g}' for step in steps)} px apart, not equally "
-            "far: rows and columns are swapped, or this is no Visium array"
-        )
-    pitch_px = float(steps.mean())
-    source = f"spot pitch ({PITCH_UM:g} um / {pitch_px * scale:.4g} px)"
-    others = {}
-    if diameter := factors.get("spot_diameter_fullres"):
-        size = min(_DIAMETERS_UM, key=lambda um: abs(um / diameter - PITCH_UM / pitch_px))
-        others[f"spot_diameter_fullres ({size:g} um)"] = size / diameter / scale
-    mpp = agreed_mpp(request, image, PITCH_UM / pitch_px / scale, source, others)
-    spots, namespace, more = spots_at(request, matrix, positions.centers[rows] * scale)
-    spots.obs["in_tissue"] = positions.in_tissue[rows]
-    spots.obs[["array_row", "array_col"]] = positions.grid[rows]
-    check_inside(request, image, positions.centers[rows] * scale, positions.in_tissue[rows])
+    outs = read_outs(request, request.folder)
+    mpp = agreed_mpp(request, outs.image, *_measured(outs))
+    centers = outs.positions.centers[outs.rows] * outs.scale
+    within = outs.positions.in_tissue[outs.rows]
+    check_inside(request, outs.image, centers, within)
+    spots, namespace, notes = spots_at(request, outs.matrix, centers)
+    spots.obs["in_tissue"] = within
+    spots.obs[["array_row", "array_col"]] = outs.positions.grid[outs.rows]
     return section_of_folder(
-        request, spots, namespace, image, mpp, left_out=unmeasured(positions, rows), diameter_um=DIAMETER_UM,
-        pitch_um=PITCH_UM, notes=(*notes, *more),
+        request, spots, namespace, outs.image, mpp, left_out=outs.unmeasured(), diameter_um=DIAMETER_UM, pitch_um=PITCH_UM,
+        notes=(*outs.notes, *notes),
     )  # fmt: skip
 
 
-def spots_at(request: FolderRequest, matrix: FeatureMatrix, centers: Any) -> tuple[Any, GeneNamespace, tuple[str, ...]]:
-    """Make the AnnData of a matrix of Space Ranger, genes only.
-
-    Returns:
-        It, what its genes are named by, and what to note.
-    """
-    genes, counts, others = genes_of(matrix)
-    table, namespace, notes = gene_table(genes.ids, genes.symbols, request.gene_namespace, matrix.path)
-    known = {**notes, "matrix": matrix.path.name.removesuffix(".h5"), "features_left_out": others}
-    spots = make_spots(matrix.barcodes.to_pylist(), table, counts, centers, notes=known)
-    said = [f"left out: {n} features of type {kind}" for kind, n in others.items()]
-    if request.matrix is None and matrix.path.name.startswith("raw"):
-        said.append("the folder holds no filtered matrix: read from the raw one")
-    return spots, namespace, tuple(said)
-
-
-def unmeasured(positions: Positions, rows: Any) -> dict[str, int]:
-    """Count the positions that the matrix says nothing of."""
-    absent = np.ones(len(positions.in_tissue), dtype=bool)
-    absent[rows] = False
-    return {
-        "not in tissue": int((absent & ~positions.in_tissue).sum()),
-        "in tissue but not in counts": int((absent & positions.in_tissue).sum()),
-    }
+def _measured(outs: Outs) -> tuple[float, str, dict[str, float]]:
+    """Measure the pixel size on the array, and tell what the spot diameter makes it."""
+    steps = lattice_steps_px(outs.positions, _STEPS)
+    if steps.max() > (1 + _SKEW) * steps.min():
+        raise ScaleError(
+            f"{outs.positions.path}: neighbors on the array are {', '.join(f'{step:.4g}' for step in steps)} px apart, not "
+            "equally far: rows and columns are swapped, or this is no Visium array"
+        )
+    pitch_px = float(steps.mean()) * outs.scale
+    others = {}
+    if diameter := outs.factors.get("spot_diameter_fullres"):
+        sizes = {um / diameter / outs.scale: f"spot_diameter_fullres ({um:g} um)" for um in _DIAMETERS_UM}
+        nearest = min(sizes, key=lambda size: abs(size - PITCH_UM / pitch_px))
+        others[sizes[nearest]] = nearest
+    return PITCH_UM / pitch_px, f"spot pitch ({PITCH_UM:g} um / {pitch_px:.4g} px)", others

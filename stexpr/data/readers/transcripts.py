@@ -66,7 +66,7 @@ def pool_transcripts(
     Args:
         path: `transcripts.parquet`.
         side_um: Side of a square.
-        kinds: Features known to be no genes, and what they are; others tell by their name and category.
+        kinds: Features known to be no genes, and what they are, where neither name nor category tell.
         batch: Rows read at a time.
 
     Raises:
@@ -114,7 +114,7 @@ class _Pool:
         """Say of every transcript why it is no gene (empty: it is one), and number its gene."""
         encoded = names.dictionary_encode()
         texts = encoded.dictionary.to_pylist()
-        kinds = [self.kinds.get(text) or control_kind(text) for text in texts]
+        kinds = [control_kind(text) or self.kinds.get(text, "") for text in texts]
         place = encoded.indices.to_numpy(zero_copy_only=False)
         reasons = np.array(kinds, dtype=object)[place]
         if categories is not None:

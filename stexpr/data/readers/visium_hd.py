@@ -9,25 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float64, Int64
 
-from stexpr.data.readers.folder import (
-    FolderRequest,
-    agreed_mpp,
-    check_inside,
-    section_of_folder,
-    stated,
-)
-from stexpr.data.readers.matrices import find_matrix, matrix_files, read_matrix
-from stexpr.data.readers.positions import (
-    Positions,
-    choose_image,
-    image_file,
-    lattice_steps_px,
-    positions_file,
-    read_positions,
-    read_scale_factors,
-    scale_factors_file,
-)
-from stexpr.data.readers.space_ranger import spots_at, unmeasured
+from stexpr.data.readers.folder import FolderRequest, agreed_mpp, check_inside, section_of_folder, stated
+from stexpr.data.readers.outs import Outs, outs_files, read_outs, spots_at
+from stexpr.data.readers.positions import Positions, lattice_steps_px
 from stexpr.data.section import Section
 from stexpr.errors import ConfigError, DataError, ScaleError
 
@@ -43,10 +27,7 @@ def visium_hd_files(request: FolderRequest) -> list[Path]:
     Raises:
         DataError: One is missing.
     """
-    folder, _ = _bins(request)
-    spatial = folder / "spatial"
-    matrix = matrix_files(find_matrix(folder, request.matrix))
-    return [*matrix, positions_file(spatial), scale_factors_file(spatial), image_file(request, spatial)]
+    return outs_files(request, _bins(request)[0])
 
 
 def read_visium_hd(request: FolderRequest) -> Section:
@@ -56,32 +37,26 @@ def read_visium_hd(request: FolderRequest) -> Section:
     that are in tissue (`obs["n_bins"]` of them), and its center is that of the whole square, in tissue or not. The pixel size
     is `microns_per_pixel`, held against the pitch of the bins and the image file.
     """
-    wanted = stated(request.bin_um, "bin_um", request, "such as 16 or 56 um")
-    folder, size = _bins(request)
-    spatial = folder / "spatial"
-    matrix = read_matrix(find_matrix(folder, request.matrix))
-    positions = read_positions(spatial)
-    rows = positions.rows_of(matrix.barcodes, matrix.path)
-    factors = read_scale_factors(spatial)
-    image, scale, notes = choose_image(request, spatial, factors)
-    mpp = agreed_mpp(request, image, *_measured(positions, factors, size, scale, folder))
-    left_out = unmeasured(positions, rows)
-    within = positions.in_tissue[rows]
+    folder, size, wanted = _bins(request)
+    outs = read_outs(request, folder)
+    mpp = agreed_mpp(request, outs.image, *_measured(outs, size))
+    within = outs.positions.in_tissue[outs.rows]
+    left_out = outs.unmeasured()
     left_out["not in tissue"] += int((~within).sum())
+    notes = outs.notes
     if wanted != size:
         left_out = {f"bins of {size} um {why}": n for why, n in left_out.items()}
-    keys, members, centers = pooled_grid(positions, rows[within], wanted // size)
-    pooling = sp.csr_matrix((np.ones(within.sum(), np.int64), (members, np.flatnonzero(within))), (len(keys), len(rows)))
-    barcodes = [f"s_{wanted:03d}um_{row:05d}_{column:05d}-1" for row, column in keys]
-    pooled = replace(matrix, barcodes=_strings(barcodes), counts=sp.csr_matrix(pooling @ matrix.counts))
-    spots, namespace, more = spots_at(request, pooled, centers * scale)
+        notes = (*notes, f"bins of {wanted} um pooled from those of {size} um")
+    keys, members, centers = pooled_grid(outs.positions, outs.rows[within], wanted // size)
+    check_inside(request, outs.image, centers * outs.scale, np.ones(len(keys), dtype=bool))
+    entries = np.ones(len(members), np.int64), (members, np.flatnonzero(within))
+    counts = sp.csr_matrix(sp.csr_matrix(entries, (len(keys), len(within))) @ outs.matrix.counts)
+    barcodes = _strings([f"s_{wanted:03d}um_{row:05d}_{column:05d}-1" for row, column in keys])
+    spots, namespace, more = spots_at(request, replace(outs.matrix, barcodes=barcodes, counts=counts), centers * outs.scale)
     spots.obs[["array_row", "array_col"]] = keys
     spots.obs["n_bins"] = np.bincount(members, minlength=len(keys))
-    check_inside(request, image, centers * scale, np.ones(len(keys), dtype=bool))
-    if wanted != size:
-        more = (*more, f"bins of {wanted} um pooled from those of {size} um")
     return section_of_folder(
-        request, spots, namespace, image, mpp, left_out=left_out, diameter_um=float(wanted), pitch_um=float(wanted),
+        request, spots, namespace, outs.image, mpp, left_out=left_out, diameter_um=float(wanted), pitch_um=float(wanted),
         notes=(*notes, *more),
     )  # fmt: skip
 
@@ -110,8 +85,8 @@ def pooled_grid(
     return np.column_stack([squares // width, squares % width]), members.reshape(-1).astype(np.int64), centers
 
 
-def _bins(request: FolderRequest) -> tuple[Path, int]:
-    """Find the folder of the bins to read, and their size in um."""
+def _bins(request: FolderRequest) -> tuple[Path, int, int]:
+    """Find the folder of the bins to read, their size, and the size wanted, um."""
     wanted = stated(request.bin_um, "bin_um", request, "such as 16 or 56 um")
     root = request.folder / "binned_outputs"
     sizes = {int(match[1]): path for path in root.glob("square_*um") if (match := _SQUARE.fullmatch(path.name))}
@@ -123,20 +98,17 @@ def _bins(request: FolderRequest) -> tuple[Path, int]:
             f"section {request.section}: bin_um is {wanted}, which no bin of {root} divides; "
             f"known: multiples of {', '.join(map(str, sorted(sizes)))}"
         )
-    return sizes[max(fitting)], max(fitting)
+    return sizes[max(fitting)], max(fitting), wanted
 
 
-def _measured(
-    positions: Positions, factors: dict[str, float], size: int, scale: float, folder: Path
-) -> tuple[float, str, dict[str, float]]:
+def _measured(outs: Outs, size: int) -> tuple[float, str, dict[str, float]]:
     """Take the pixel size from the scale factors, and measure it on the bins besides."""
-    if (stored := factors.get("bin_size_um", size)) != size:
-        raise ScaleError(f"{folder}: its scale factors are of bins of {stored:g} um; copy the folder again")
-    steps = lattice_steps_px(positions, _STEPS)
-    by_pitch = size / float(steps.mean()) / scale
-    if (said := factors.get("microns_per_pixel")) is None:
-        return by_pitch, f"spot pitch ({size} um / {steps.mean() * scale:.4g} px)", {}
-    return said / scale, "scalefactors_json.json", {"the pitch of the bins": by_pitch}
+    if (stored := outs.factors.get("bin_size_um", size)) != size:
+        raise ScaleError(f"{outs.positions.path.parent}: its scale factors are of bins of {stored:g} um; copy the folder again")
+    pitch_px = float(lattice_steps_px(outs.positions, _STEPS).mean()) * outs.scale
+    if (said := outs.factors.get("microns_per_pixel")) is None:
+        return size / pitch_px, f"spot pitch ({size} um / {pitch_px:.4g} px)", {}
+    return said / outs.scale, "scalefactors_json.json", {"the pitch of the bins": size / pitch_px}
 
 
 def _strings(names: list[str]) -> Any:

@@ -1,5 +1,6 @@
 """Xenium: transcripts pooled into squares, brought onto an H&E image of the same section."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from stexpr.errors import DataError, GeneError, ScaleError
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _IMAGES = ("*he_image.ome.tif", "*he_image.ome.tiff")
-_SQUARE = "say how large the squares shall be, such as 55 um"
+_SQUARE = "such as 55 um"
 _SHEAR = 0.05
 
 
@@ -205,7 +206,7 @@ def _alignment_file(request: FolderRequest, image: Path) -> Path:
     """Return the matrix given, or the one that 10x Genomics puts beside `X_he_image.ome.tif`: `X_he_imagealignment.csv`."""
     if request.alignment is not None:
         return request.alignment
-    beside = image.with_name(f"{image.name.split('.')[0]}alignment.csv")
+    beside = image.with_name(re.sub(r"(\.ome)?\.tiff?$", "", image.name) + "alignment.csv")
     if not beside.is_file():
         raise DataError(
             f"{beside} does not exist; name the alignment of {image.name}: the transformation matrix that Xenium Explorer "
