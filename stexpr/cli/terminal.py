@@ -85,6 +85,9 @@ def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
     show_table(("section", "patient", "spots", "left out"), rows)
     for name, reason in cohort.manifest.sections_left_out.items():
         say(f"section {name} left out: {reason}")
+    for note in dict.fromkeys(note for section in cohort.manifest.sections for note in section.notes):
+        named = [section.section for section in cohort.manifest.sections if note in section.notes]
+        say(f"note on {', '.join(named)}: {note}")
     for reason, count in cohort.manifest.genes_left_out.items():
         say(f"{count} genes left out: {reason}")
     say(

@@ -182,7 +182,7 @@ def read_metadata(folder: Path, section: str) -> dict[str, Any]:
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
     except (OSError, ValueError) as err:
         raise DataError(f"cannot read {path}: {err}; it needs {COLUMNS}") from err
     allowed = ["section", "patient", "level0_mpp"]

@@ -24,6 +24,7 @@ from stexpr.data.store import PreparedCohort
 from stexpr.data.stored import StoredSection, read_index
 from stexpr.errors import ConfigError, DataError, GeneError, ScaleError
 from stexpr.evaluate.audit.report import audit
+from stexpr.evaluate.page.maps import _thumbnail
 from stexpr.train.study import run_study
 
 SHARED = [gene for gene in GENES if gene != "G05"]
@@ -166,7 +167,7 @@ def test_an_unknown_patient_is_asked_for(folder: Path, tmp_path: Path, patient: 
         adopt(folder)
     assert not (folder / MANIFEST).exists()
     table = tmp_path / "patients.csv"
-    table.write_text("section,patient\nA1,Ada\n")
+    table.write_text("section;patient\nA1;Ada\n", encoding="utf-8-sig")  # as a spreadsheet saves it
     assert adopt(folder, patients=table).patient_of == {"A1": "Ada", "B1": "P2"}
 
 
@@ -326,6 +327,24 @@ def test_an_index_of_another_cohort_is_refused(folder: Path) -> None:
         pass
     with pytest.raises(DataError, match="is no index of a section"):
         StoredSection(folder, cohort.entry("A1"))
+
+
+def test_what_stexpr_cut_itself_is_adopted_to_the_same(small_cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_cohort, tmp_path / "again")
+    (tmp_path / "again" / MANIFEST).unlink()
+    cut, adopted = PreparedCohort.open(small_cohort), adopt(tmp_path / "again", AdoptConfig(mpp=1.0))
+    assert (adopted.genes, adopted.patient_of, adopted.window_px) == (cut.genes, cut.patient_of, cut.window_px)
+    for section in cut.sections:
+        same = ["x_px", "y_px", "x_um", "y_um", "library"]
+        pd.testing.assert_frame_equal(adopted.spots(section)[same], cut.spots(section)[same])
+        assert (adopted.counts(section) != cut.counts(section)).nnz == 0
+        np.testing.assert_array_equal(adopted.patches(section), cut.patches(section))
+
+
+def test_a_download_without_a_picture_has_maps_without_one(folder: Path) -> None:
+    change_spots(folder, lambda spots: spots.uns.clear())
+    picture, px_per_um, spot = _thumbnail(adopt(folder), "A1")
+    assert (picture, px_per_um, spot) == (None, 1 / LEVEL0_MPP, None)
 
 
 def test_a_setting_that_names_nothing_is_refused(folder: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from vendor_folders import make_tissue, write_space_ranger
 
 from stexpr.data.convert import ConvertConfig, convert, read_any
 from stexpr.data.images import ArrayImage
@@ -293,9 +294,20 @@ def test_a_source_that_is_nothing_is_refused(tmp_path: Path) -> None:
         read_any(tmp_path / "empty")
 
 
+def test_an_instruments_folder_is_a_source(tmp_path: Path) -> None:
+    written = write_space_ranger(tmp_path / "visium", make_tissue())
+    made = convert(written.folder, tmp_path / "visium.zarr", config=ConvertConfig(image=str(written.image), section="V1"))
+    back = read_any(tmp_path / "visium.zarr")
+    assert (back.name, back.mpp, back.left_out, back.notes) == ("V1", made.mpp, made.left_out, made.notes)
+    found = pd.DataFrame(dense(back.spots.X), index=back.spots.obs_names).loc[list(written.barcodes)]
+    np.testing.assert_array_equal(found, written.counts)
+    pd.testing.assert_frame_equal(back.spots.var, made.spots.var, check_index_type=False)
+    with pytest.raises(ConfigError, match="bin_um is not for a folder of kind space_ranger"):
+        read_any(written.folder, ConvertConfig(bin_um=8))
+
+
 @pytest.mark.real
-def test_a_section_of_her2st_goes_round(shared_data: Path, tmp_path: Path) -> None:
-    """From the prepared form of no one: the legacy tables, through SpatialData and the HEST layout."""
+def test_a_section_of_the_olfactory_bulb_goes_round(shared_data: Path, tmp_path: Path) -> None:
     from stexpr.data.cards import load_card
     from stexpr.data.readers import read_section
 
