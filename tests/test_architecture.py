@@ -37,7 +37,7 @@ IN_ONE_MODULE = {
     "igraph": "evaluate.spatial",
     "spatialdata": "data.spatialdata",
     "geopandas": "data.spatialdata",
-    "dask": "data.spatialdata",
+    "dask": "data.lazy_image",
     "xarray": "data.lazy_image",
 }
 """Optional or heavy dependencies and the module that may import them, None while none does."""

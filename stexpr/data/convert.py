@@ -8,6 +8,7 @@ from pydantic import Field
 
 from stexpr.config import Strict
 from stexpr.data.cards import FOLDER_OPTIONS, FolderKind, Matrix
+from stexpr.data.exchange import GIVEN
 from stexpr.data.readers import read_folder
 from stexpr.data.section import GeneNamespace, Section
 from stexpr.data.section_files import read_h5ad, read_hest, write_h5ad, write_hest
@@ -45,8 +46,7 @@ class _Format(NamedTuple):
 
 
 def _read_store(path: Path, said: Mapping[str, Any]) -> Section:
-    elements = {key: said[key] for key in ("table", "region", "image", "coordinate_system")}
-    return from_spatialdata(path, **elements, given=said)
+    return from_spatialdata(path, **{key: said[key] for key in ("image", *_FORMATS["spatialdata"].options, *GIVEN)})
 
 
 def _read_instrument(path: Path, said: Mapping[str, Any]) -> Section:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 else:
     AnnData = Any
 
-__all__ = ["Found", "SectionWords", "as_section", "assemble", "packed", "read_anndata", "unpack"]
+__all__ = ["GIVEN", "Found", "SectionWords", "as_section", "assemble", "packed", "read_anndata", "unpack"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 SECTION: Final = "section"
+GIVEN: Final = ("section", "patient", "mpp", "gene_namespace")
+"""What a caller may say of a section, over the words beside the data."""
 _DIFFERS: Final = 0.02
 
 
@@ -66,7 +68,7 @@ class Found:
 
     Attributes:
         name: What it is called if neither its words nor the caller say.
-        given: The caller's own word: `section`, `patient`, `mpp`, `gene_namespace`; None where silent.
+        given: The caller's own word, by the names of `GIVEN`; None where silent.
         words: What stexpr wrote beside it.
         mpp: Microns per pixel as the format itself says it, by where it says so.
     """

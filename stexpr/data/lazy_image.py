@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,12 +11,23 @@ from PIL import Image
 from stexpr.data.images import SlideImage
 from stexpr.data.rasters import Box, as_rgb
 
-__all__ = ["ImagePixels", "StoredRaster", "is_rgb"]
+__all__ = ["StoredRaster", "is_rgb", "lazy_pixels"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class ImagePixels:
+CHUNK: Final = 1024
+
+
+def lazy_pixels(image: SlideImage) -> Any:
+    """Return an image as a dask array, channels first, whose chunks are read when they are computed, one at a time."""
+    import dask.array as da
+
+    shape = (3, CHUNK, CHUNK)
+    return da.from_array(_Pixels(image), chunks=shape, name=False, lock=True, meta=np.empty((0, 0, 0), np.uint8))  # type: ignore[no-untyped-call]
+
+
+class _Pixels:
     """An image as an array, channels first, read where it is sliced."""
 
     dtype, ndim = np.dtype(np.uint8), 3

@@ -1,6 +1,7 @@
 """A section as files that others read: an `.h5ad` with its image beside it, or a folder in the HEST-1k layout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -28,8 +29,6 @@ def write_h5ad(section: Section, path: Path) -> None:
         DataError: A file is there already, or cannot be written.
     """
     image = path.with_suffix(".tif")
-    _refuse_existing(path, image)
-    write_pyramid(image, section.image, section.mpp)
     spots = packed(section.spots, SectionWords.of(section, image=image.name))
     thumbnail, scale = _picture(section)
     factors = {"tissue_hires_scalef": scale}
@@ -37,7 +36,9 @@ def write_h5ad(section: Section, path: Path) -> None:
         factors["spot_diameter_fullres"] = section.spot_diameter_um / section.mpp
     library = {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": {"source_image_path": image.name}}
     spots.uns[SPATIAL] = {**spots.uns.get(SPATIAL, {}), section.name.replace("/", "_"): library}
-    write_anndata(path, spots, more_bytes=thumbnail.nbytes)
+    with _all_or_none(image, path):
+        write_pyramid(image, section.image, section.mpp)
+        write_anndata(path, spots, more_bytes=thumbnail.nbytes)
 
 
 def read_h5ad(path: Path, given: Mapping[str, Any]) -> Section:
@@ -71,11 +72,8 @@ def write_hest(section: Section, folder: Path) -> None:
         raise DataError(f"section {section.name!r}: {err}; give another name with section") from err
     counts, _, metadata, _ = (folder / name for name in section_files(section.name))
     image = folder / IMAGES / f"{section.name}.tif"
-    _refuse_existing(counts, metadata, image)
-    write_pyramid(image, section.image, section.mpp)
     thumbnail, scale = _picture(section)
     diameter = None if section.spot_diameter_um is None else section.spot_diameter_um / section.mpp
-    write_spots(counts, section.spots.copy(), thumbnail, scale=scale, spot_px=diameter)
     described = {
         "id": section.name,
         "patient": section.patient,
@@ -92,7 +90,10 @@ def write_hest(section: Section, folder: Path) -> None:
         "left_out": section.left_out,
         "notes": list(section.notes),
     }
-    write_metadata(metadata, described)
+    with _all_or_none(image, counts, metadata):
+        write_pyramid(image, section.image, section.mpp)
+        write_spots(counts, section.spots.copy(), thumbnail, scale=scale, spot_px=diameter)
+        write_metadata(metadata, described)
 
 
 def read_hest(folder: Path, given: Mapping[str, Any]) -> Section:
@@ -128,8 +129,8 @@ def read_hest(folder: Path, given: Mapping[str, Any]) -> Section:
         "left_out": {str(reason): int(n) for reason, n in _mapping(said.get("left_out")).items()},
         "notes": tuple(notes),
     }
-    if download.text(name, "patient") is not None:
-        more["patient"] = download.text(name, "patient")
+    if isinstance(said.get("patient"), str) and said["patient"]:
+        more["patient"] = said["patient"]
     if said.get("gene_namespace") in ("ensembl", "symbol"):
         more["gene_namespace"] = said["gene_namespace"]
     return assemble(spots, open_image(Path(image)), Found(name, given, mpp=scale, more=more))
@@ -162,7 +163,15 @@ def _picture(section: Section) -> tuple[Any, float]:
     return thumbnail, max(thumbnail.shape[:2]) / max(section.image.width, section.image.height)
 
 
-def _refuse_existing(*paths: Path) -> None:
+@contextmanager
+def _all_or_none(*paths: Path) -> Iterator[None]:
+    """Refuse files that are there already, and leave none of them behind where the block fails."""
     for path in paths:
         if path.exists():
             raise DataError(f"{path} exists already; choose another target, or delete it")
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise

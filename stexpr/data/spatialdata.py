@@ -4,8 +4,10 @@
 by any affine transformation; where it holds several tables, images or coordinate systems the caller chooses among those named.
 """
 
+import os
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -15,9 +17,9 @@ import pandas as pd
 from jaxtyping import Float64, UInt8
 
 from stexpr.config.files import writable
-from stexpr.data.exchange import Found, SectionWords, as_section, assemble, packed, unpack
+from stexpr.data.exchange import GIVEN, Found, SectionWords, as_section, assemble, packed, unpack
 from stexpr.data.images import SlideImage
-from stexpr.data.lazy_image import ImagePixels, StoredRaster, is_rgb
+from stexpr.data.lazy_image import StoredRaster, is_rgb, lazy_pixels
 from stexpr.data.pyramid import pyramid_sizes
 from stexpr.data.section import Section, spot_pitch_px
 from stexpr.errors import ConfigError, DataError, nearest
@@ -39,7 +41,6 @@ IMAGE: Final = "he"
 SPOTS: Final = "spots"
 TABLE: Final = "table"
 ATTRS: Final = "spatialdata_attrs"
-_CHUNK: Final = 1024
 _EVEN: Final = 0.02
 _AXES: Final = ("x", "y")
 
@@ -85,16 +86,21 @@ def to_spatialdata(
 
 
 def write_spatialdata(section: Section, path: Path) -> None:
-    """Write a section as a SpatialData zarr store.
+    """Write a section as a SpatialData zarr store, whole or not at all.
 
     Raises:
         DataError: The path exists, or cannot be written.
     """
     if path.exists():
         raise DataError(f"{path} exists already; choose another target, or delete it")
-    data = to_spatialdata(section)
+    data, partial = to_spatialdata(section), path.with_name(f".{path.name}.part")
     with writable(path.parent), _quiet():
-        data.write(path)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            data.write(partial)
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def from_spatialdata(
@@ -104,7 +110,7 @@ def from_spatialdata(
     region: str | None = None,
     image: str | None = None,
     coordinate_system: str | None = None,
-    given: Mapping[str, Any] | None = None,
+    **given: Any,
 ) -> Section:
     """Make a section of SpatialData, in memory or in a zarr store.
 
@@ -117,15 +123,18 @@ def from_spatialdata(
         region: Which of the regions it annotates; None takes the only one.
         image: Which image; None takes the only RGB image in the coordinate system.
         coordinate_system: Where image and region meet; None takes `global`, or the only one they share.
-        given: `section`, `patient`, `mpp`, `gene_namespace`; None where the store shall say.
+        **given: `section`, `patient`, `mpp`, `gene_namespace`, where the store does not say or is wrong.
 
     Returns:
         The section, with every column of the table; its image is read from the store when it is asked for.
 
     Raises:
+        ConfigError: An unknown keyword.
         DataError: There is no such element, several and none chosen (all are named), or a row has no shape.
         ScaleError: The pixel size is unknown or contradictory.
     """
+    for unknown in given.keys() - set(GIVEN):
+        raise ConfigError(f"from_spatialdata takes no {unknown!r}; {nearest(unknown, GIVEN)}")
     with _quiet():
         store, name = _opened(source)
         table_name = _chosen("table", table, list(store.tables))
@@ -141,30 +150,24 @@ def from_spatialdata(
         shapes = store.shapes[shapes_name]
         system, image_name = _meeting(store, shapes, image, coordinate_system)
         picture = store.images[image_name]
-        centers = _centers(spots, shapes, shapes_name, attrs["instance_key"])
-        spots.obsm[SPATIAL] = _moved(centers, _matrix(shapes, system), _matrix(picture, system))
+        there = _between(shapes, picture, system)
+        spots.obsm[SPATIAL] = _centers(spots, shapes, shapes_name, attrs["instance_key"]) @ there[:2, :2].T + there[:2, 2]
         words = unpack(spots)
         for column in words.added if words is not None else ():
             del spots.obs[column]
         scale = _microns(picture)
-        raster = StoredRaster(picture, image_name, scale)
-        more = {} if words is not None else _diameter(shapes, _matrix(shapes, system), _matrix(picture, system), scale)
+        more = {} if words is not None else _diameter(shapes, there, scale)
         said = {} if scale is None else {f"coordinate system {MICRONS}": scale}
-        opened = SlideImage(Path(f"{name}/images/{image_name}"), raster)
-        return assemble(spots, opened, Found(Path(name).stem, given or {}, words, said, more))
+        opened = SlideImage(Path(f"{name}/images/{image_name}"), StoredRaster(picture, image_name, scale))
+        return assemble(spots, opened, Found(Path(name).stem, given, words, said, more))
 
 
 def _image(section: Section) -> Any:
-    import dask.array as da
     from spatialdata.models import Image2DModel
 
     levels = len(pyramid_sizes(section.image.width, section.image.height)) - 1
-    pixels = ImagePixels(section.image)
-    lazy = da.from_array(  # type: ignore[no-untyped-call]
-        pixels, chunks=(3, _CHUNK, _CHUNK), name=False, lock=True, meta=np.empty((0, 0, 0), np.uint8)
-    )
     return Image2DModel.parse(
-        lazy,
+        lazy_pixels(section.image),
         dims=("c", "y", "x"),
         c_coords=["r", "g", "b"],
         scale_factors=[2] * levels or None,
@@ -224,10 +227,8 @@ def _chosen(what: str, name: str | None, held: list[str]) -> str:
 
 def _meeting(store: Any, shapes: Any, image: str | None, system: str | None) -> tuple[str, str]:
     """Choose the coordinate system and the image."""
-    from spatialdata.transformations import get_transformation
-
-    systems = set(get_transformation(shapes, get_all=True))
-    reach = {name: systems & set(get_transformation(picture, get_all=True)) for name, picture in store.images.items()}
+    systems = set(_lay(shapes))
+    reach = {name: systems & set(_lay(picture)) for name, picture in store.images.items()}
     if image is not None:
         reach = {_chosen("image", image, list(reach)): reach.get(image, set())}
     if system is None:
@@ -250,26 +251,26 @@ def _centers(spots: Any, shapes: Any, name: str, instance_key: str) -> Float64[A
     return np.column_stack([points.x, points.y])
 
 
-def _matrix(element: Any, system: str) -> Float64[Array, "3 3"]:
+def _lay(element: Any) -> dict[str, Any]:
+    """Return how an element lies in each coordinate system it is in."""
     from spatialdata.transformations import get_transformation
 
-    return np.asarray(get_transformation(element, system).to_affine_matrix(_AXES, _AXES), dtype=np.float64)
+    return dict(get_transformation(element, get_all=True))
 
 
-def _moved(
-    centers: Float64[Array, "S 2"], source: Float64[Array, "3 3"], target: Float64[Array, "3 3"]
-) -> Float64[Array, "S 2"]:
-    if np.array_equal(source, target):  # then nothing is rounded
-        return centers
-    there = np.linalg.solve(target, source)
-    return centers @ there[:2, :2].T + there[:2, 2]
+def _matrix(element: Any, system: str) -> Float64[Array, "3 3"]:
+    return np.asarray(_lay(element)[system].to_affine_matrix(_AXES, _AXES), dtype=np.float64)
+
+
+def _between(shapes: Any, picture: Any, system: str) -> Float64[Array, "3 3"]:
+    """Return the matrix from the coordinates of shapes to the pixels of an image."""
+    source, target = _matrix(shapes, system), _matrix(picture, system)
+    return np.eye(3) if np.array_equal(source, target) else np.linalg.solve(target, source)  # the same place stays it exactly
 
 
 def _microns(picture: Any) -> float | None:
     """Return microns per pixel by how an image lies in the system named so; None where it does not."""
-    from spatialdata.transformations import get_transformation
-
-    if MICRONS not in get_transformation(picture, get_all=True):
+    if MICRONS not in _lay(picture):
         return None
     x, y = (float(np.hypot(*column)) for column in _matrix(picture, MICRONS)[:2, :2].T)
     if abs(x - y) > _EVEN * x:
@@ -277,12 +278,11 @@ def _microns(picture: Any) -> float | None:
     return x if x == y else (x + y) / 2
 
 
-def _diameter(shapes: Any, source: Any, target: Any, mpp: float | None) -> dict[str, float]:
+def _diameter(shapes: Any, there: Float64[Array, "3 3"], mpp: float | None) -> dict[str, float]:
     """Take the diameter of the spots from their circles, where these are alike and a scale is known."""
     if mpp is None or "radius" not in shapes or shapes["radius"].nunique() != 1:
         return {}
-    scale = np.sqrt(abs(np.linalg.det(np.linalg.solve(target, source)[:2, :2])))
-    return {"spot_diameter_um": float(2 * shapes["radius"].iloc[0] * scale * mpp)}
+    return {"spot_diameter_um": float(2 * shapes["radius"].iloc[0] * np.sqrt(abs(np.linalg.det(there[:2, :2]))) * mpp)}
 
 
 @contextmanager

@@ -117,12 +117,12 @@ def test_it_trains_evaluates_and_is_audited_like_any_cohort(download: Path, tmp_
     study = tmp_path / "study.yaml"
     study.write_text(
         f"{{cohort: {download}, model: {{backbone: tiny}}, training: {{epochs: 1}}, runtime: {{device: cpu}}, "
-        "protocol: {panel: {n_main: 6}}, folds: [0]}"
+        "protocol: {panel: {n_main: 6, rule: spatially_variable}}, folds: [0]}"
     )
     runs = run_study(load_study(study), tmp_path / "runs")
     record = json.loads((runs[0] / "record.json").read_text())
     assert np.isfinite(record["values"]["pearson"]["value"])
-    assert record["cohort"]["name"] == "breast"
+    assert (record["cohort"]["name"], record["panel"]["rule"]) == ("breast", "spatially_variable")
     found = audit(download)
     assert not found.leaks
     assert not audit(runs[0]).leaks

@@ -20,7 +20,8 @@ from stexpr.data.convert import ConvertConfig, convert, read_any
 from stexpr.data.images import ArrayImage
 from stexpr.data.pyramid import pyramid_sizes, write_pyramid
 from stexpr.data.section import Section
-from stexpr.data.section_files import write_h5ad
+from stexpr.data.section_files import write_h5ad, write_hest
+from stexpr.data.spatialdata import write_spatialdata
 from stexpr.errors import ConfigError, DataError, ScaleError, StexprError
 
 NAMES = st.text("abcXYZ019_-.", min_size=1, max_size=6)
@@ -292,6 +293,14 @@ def test_a_source_that_is_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="as instrument"):
         read_any(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("write", [write_h5ad, write_hest, write_spatialdata])
+def test_a_failed_write_leaves_nothing(section: Section, tmp_path: Path, write: Callable[[Section, Path], None]) -> None:
+    section.spots.uns["made_by"] = object()
+    with pytest.raises(Exception, match=r"object|write"):
+        write(section, tmp_path / "one.h5ad")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_instruments_folder_is_a_source(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def foreign(**changes: Any) -> spatialdata.SpatialData:
 
 
 def test_spots_are_brought_into_the_pixels_of_the_image() -> None:
-    found = from_spatialdata(foreign(), given={"mpp": MPP, "section": "S1"})
+    found = from_spatialdata(foreign(), mpp=MPP, section="S1")
     np.testing.assert_allclose(found.spots.obsm["spatial"], spots().obsm["spatial"], atol=1e-9)
     assert (found.name, found.mpp, found.mpp_source) == ("S1", MPP, "given")
     assert list(found.spots.obs) == ["cluster", "spot_id", "where"]  # theirs, and none of them dropped
@@ -185,7 +185,7 @@ def test_polygons_count_with_their_centroids() -> None:
         geometry=[box(x - 5, y - 5, x + 5, y + 5) for x, y in spots().obsm["spatial"]], index=np.arange(N) + 100
     )
     shapes = ShapesModel.parse(squares, transformations={"sample": Affine(TURNED, ("x", "y"), ("x", "y"))})
-    found = from_spatialdata(foreign(shapes={"circles": shapes}), given={"mpp": MPP})
+    found = from_spatialdata(foreign(shapes={"circles": shapes}), mpp=MPP)
     np.testing.assert_allclose(found.spots.obsm["spatial"], spots().obsm["spatial"], atol=1e-9)
 
 
@@ -198,25 +198,27 @@ def another_image(**parse: Any) -> Any:
 def test_what_there_are_several_of_is_chosen_by_name() -> None:
     two = foreign(images={"second": another_image()})
     with pytest.raises(DataError, match=r"holds 2 images to choose from: slide, second; say image=NAME"):
-        from_spatialdata(two, given={"mpp": MPP})
-    assert from_spatialdata(two, image="second", given={"mpp": MPP}).image.width == 20
-    assert from_spatialdata(two, image="slide", given={"mpp": MPP}).image.width == 240
+        from_spatialdata(two, mpp=MPP)
+    assert from_spatialdata(two, image="second", mpp=MPP).image.width == 20
+    assert from_spatialdata(two, image="slide", mpp=MPP).image.width == 240
+    with pytest.raises(ConfigError, match="takes no 'imag'; known: gene_namespace, mpp"):
+        from_spatialdata(two, imag="slide")
     with pytest.raises(DataError, match="no image 'slid'; did you mean 'slide'"):
-        from_spatialdata(two, image="slid", given={"mpp": MPP})
+        from_spatialdata(two, image="slid", mpp=MPP)
     tables = foreign(tables={"second": spots()})
     with pytest.raises(DataError, match=r"2 tables to choose from: counts, second; say table=NAME"):
         from_spatialdata(tables)
     with pytest.raises(DataError, match="table second annotates no shapes"):
         from_spatialdata(tables, table="second")
-    assert from_spatialdata(tables, table="counts", given={"mpp": MPP}).spots.n_obs == N
+    assert from_spatialdata(tables, table="counts", mpp=MPP).spots.n_obs == N
 
 
 def test_images_that_are_no_color_pictures_are_passed_over() -> None:
     images = {"dapi": another_image(channels=1), "deep": another_image(dtype=np.uint16)}
     store = foreign(images=images)
-    assert from_spatialdata(store, given={"mpp": MPP}).image.width == 240
+    assert from_spatialdata(store, mpp=MPP).image.width == 240
     with pytest.raises(DataError, match="image deep is no 8-bit RGB image in the coordinate system sample"):
-        from_spatialdata(store, image="deep", given={"mpp": MPP})
+        from_spatialdata(store, image="deep", mpp=MPP)
 
 
 def test_several_coordinate_systems_are_named() -> None:
@@ -224,11 +226,11 @@ def test_several_coordinate_systems_are_named() -> None:
     for element in (store.images["slide"], store.shapes["circles"]):
         spatialdata.transformations.set_transformation(element, Identity(), "other")
     with pytest.raises(DataError, match=r"2 coordinate_systems to choose from: other, sample; say coordinate_system=NAME"):
-        from_spatialdata(store, given={"mpp": MPP})
-    there = from_spatialdata(store, coordinate_system="sample", given={"mpp": MPP}).spots.obsm["spatial"]
+        from_spatialdata(store, mpp=MPP)
+    there = from_spatialdata(store, coordinate_system="sample", mpp=MPP).spots.obsm["spatial"]
     np.testing.assert_allclose(there, spots().obsm["spatial"], atol=1e-9)
     with pytest.raises(DataError, match="do not lie in a coordinate system 'sampl'; did you mean 'sample'"):
-        from_spatialdata(store, coordinate_system="sampl", given={"mpp": MPP})
+        from_spatialdata(store, coordinate_system="sampl", mpp=MPP)
 
 
 def test_one_region_of_a_table_of_several() -> None:
@@ -243,7 +245,7 @@ def test_one_region_of_a_table_of_several() -> None:
     both = foreign(shapes={"more": more}, tables={"counts": table})
     with pytest.raises(DataError, match=r"2 regions to choose from: circles, more; say region=NAME"):
         from_spatialdata(both)
-    found = from_spatialdata(both, region="more", given={"mpp": MPP})
+    found = from_spatialdata(both, region="more", mpp=MPP)
     assert list(found.spots.obs_names) == list(spots().obs_names[8:])
     np.testing.assert_allclose(found.spots.obsm["spatial"], spots().obsm["spatial"][8:], atol=1e-9)
 
@@ -266,14 +268,14 @@ def test_spots_without_a_shape_are_refused(change: Callable[[Any], None], messag
     store = foreign()
     change(store)
     with pytest.raises(DataError, match=message):
-        from_spatialdata(store, given={"mpp": MPP})
+        from_spatialdata(store, mpp=MPP)
 
 
 def test_a_store_that_contradicts_what_stexpr_wrote_is_refused(store: spatialdata.SpatialData) -> None:
     spatialdata.transformations.set_transformation(store.images["he"], Scale([0.7, 0.7], axes=("x", "y")), "microns")
     with pytest.raises(ScaleError, match=r"given says 0\.5 um/px and coordinate system microns 0\.7; say with mpp"):
         from_spatialdata(store)
-    assert from_spatialdata(store, given={"mpp": 0.7}).mpp == 0.7
+    assert from_spatialdata(store, mpp=0.7).mpp == 0.7
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
