@@ -12,9 +12,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["pl"],
     submod_attrs={
         "config": ["StudyConfig", "load_study"],
+        "data.adopt": ["adopt"],
         "data.cards": ["DataCard", "list_cards", "load_card"],
+        "data.convert": ["convert", "read_any"],
         "data.prepare": ["prepare"],
         "data.readers": ["read_folder"],
+        "data.spatialdata": ["from_spatialdata", "to_spatialdata"],
         "data.store": ["PreparedCohort"],
         "errors": ["StexprError"],
         "evaluate.hest.bench": ["hest_bench"],

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 
 from stexpr.errors import ConfigError, GeneError, nearest
 
-PanelRule: TypeAlias = Literal["top_mean", "highly_variable", "list"]
+PanelRule: TypeAlias = Literal["top_mean", "highly_variable", "spatially_variable", "list"]
 PanelScope: TypeAlias = Literal["training", "cohort"]
 ExpressionKind: TypeAlias = Literal["library_log1p", "log1p", "stnet"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -66,6 +66,7 @@ def fit_panel(
     n_main: int = 250,
     include: Sequence[str] = (),
     listed: Sequence[str] = (),
+    structure: Float[Array, "G"] | None = None,
     min_detection: float = 0.10,
     scope: PanelScope = "training",
 ) -> GenePanel:
@@ -79,10 +80,12 @@ def fit_panel(
         counts: Raw counts of the spots the panel may see, spots x genes.
         genes: Gene names, in the order of the columns.
         rule: `top_mean` = highest mean raw count; `highly_variable` = scanpy's `seurat` dispersions on log
-            normalized counts; `list` = exactly `listed`.
+            normalized counts; `spatially_variable` = highest `structure`; `list` = exactly `listed`.
         n_main: Number of main genes; ignored by the rule `list`.
         include: Genes that must be main.
         listed: The main genes of the rule `list`, in order.
+        structure: How smooth each gene is over the tissue, for the rule `spatially_variable`; counts do not know where their
+            spots lie, so whoever does computes it. A gene that is NaN comes last.
         min_detection: Fraction of spots in [0, 1].
         scope: What the caller passed: training spots or the whole cohort. Recorded, not checked.
 
@@ -90,7 +93,7 @@ def fit_panel(
         The panel; main genes in the order of the rule (included ones first), auxiliary genes in the order of `genes`.
 
     Raises:
-        GeneError: A named gene is absent, or fewer than `n_main` genes pass the filter.
+        GeneError: A named gene is absent, fewer than `n_main` genes pass the filter, or the rule lacks its `structure`.
     """
     column = {gene: i for i, gene in enumerate(genes)}
     for gene in (*include, *listed):
@@ -101,7 +104,7 @@ def fit_panel(
     if rule == "list":
         chosen = list(dict.fromkeys([*include, *listed]))
     else:
-        ranked = _by_mean(counts, genes) if rule == "top_mean" else _by_dispersion(counts, genes)
+        ranked = _ranked(_worth(rule, counts, genes, structure), genes)
         chosen = list(dict.fromkeys([*include, *(gene for gene in ranked if gene in passing)]))[:n_main]
         if len(chosen) < n_main:
             raise GeneError(
@@ -120,12 +123,28 @@ def fit_panel(
     )
 
 
-def _by_mean(counts: sp.csr_matrix, genes: Sequence[str]) -> list[str]:
-    means = np.asarray(counts.mean(axis=0)).ravel()
-    return [genes[i] for i in sorted(range(len(genes)), key=lambda i: (-means[i], genes[i]))]
+def _worth(
+    rule: PanelRule, counts: sp.csr_matrix, genes: Sequence[str], structure: Float[Array, "G"] | None
+) -> Float[Array, "G"]:
+    if rule == "top_mean":
+        means: Array = np.asarray(counts.mean(axis=0)).ravel()
+        return means
+    if rule == "highly_variable":
+        return _dispersion(counts, genes)
+    if structure is None or len(structure) != len(genes):
+        raise GeneError(
+            f"the rule {rule} needs the spatial structure of {len(genes)} genes, and got "
+            f"{'none' if structure is None else len(structure)}; choose genes with stexpr.data.panels.fold_panel"
+        )
+    worth: Array = np.nan_to_num(np.asarray(structure, dtype=float), nan=-np.inf)
+    return worth
 
 
-def _by_dispersion(counts: sp.csr_matrix, genes: Sequence[str]) -> list[str]:
+def _ranked(worth: Float[Array, "G"], genes: Sequence[str]) -> list[str]:
+    return [genes[i] for i in sorted(range(len(genes)), key=lambda i: (-worth[i], genes[i]))]
+
+
+def _dispersion(counts: sp.csr_matrix, genes: Sequence[str]) -> Float[Array, "G"]:
     import anndata
     import scanpy
 
@@ -134,8 +153,8 @@ def _by_dispersion(counts: sp.csr_matrix, genes: Sequence[str]) -> list[str]:
     scanpy.pp.normalize_total(spots, target_sum=1e4)
     scanpy.pp.log1p(spots)
     table = scanpy.pp.highly_variable_genes(spots, flavor="seurat", inplace=False)
-    score = np.nan_to_num(np.asarray(table["dispersions_norm"], dtype=float), nan=-np.inf)
-    return [genes[i] for i in sorted(range(len(genes)), key=lambda i: (-score[i], genes[i]))]
+    dispersion: Array = np.asarray(table["dispersions_norm"], dtype=float)
+    return np.nan_to_num(dispersion, nan=-np.inf)
 
 
 @dataclass(frozen=True)

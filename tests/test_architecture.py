@@ -35,6 +35,10 @@ IN_ONE_MODULE = {
     "plotly": "evaluate.page.figures",
     "itables": "evaluate.page.tables",
     "igraph": "evaluate.spatial",
+    "spatialdata": "data.spatialdata",
+    "geopandas": "data.spatialdata",
+    "dask": "data.lazy_image",
+    "xarray": "data.lazy_image",
 }
 """Optional or heavy dependencies and the module that may import them, None while none does."""
 DOCTOR = "cli.doctor"  # it imports everything, to say what is missing

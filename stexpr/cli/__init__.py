@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from stexpr.cli import config, data, export, sweep, terminal, tracker
-from stexpr.errors import StexprError
+from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
 
@@ -49,21 +49,61 @@ def demo(
 
 @app.command()
 def prepare(
-    card: Annotated[str, typer.Argument(help="A data card: a name from `stexpr data list`, or your own .md file.")],
-    source: Annotated[Path, typer.Option("--from", help="Folder with the raw files of the card.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prepared cohort.")],
+    card: Annotated[
+        str | None, typer.Argument(help="A data card: a name from `stexpr data list`, or your own .md file.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Folder with the raw files of the card.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the prepared cohort.")] = None,
+    adopt: Annotated[
+        Path | None, typer.Option(help="Instead of a card: a HEST-1k download, made a cohort without a change to its files.")
+    ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="With --adopt: CSV of section and patient, where the metadata do not say.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Cut patches and counts of raw sections into a prepared cohort; only what changed is done again."""
+    if adopt is not None:
+        settings = [*([card] if card else []), *(overrides or [])]  # without a card the first setting stands in its place
+        terminal.show_cohort(data.adopted(adopt, patients, source, output, settings))
+        return
     from stexpr.config import prepare_config
     from stexpr.data.cards import load_card
     from stexpr.data.prepare import prepare as prepare_cohort
 
+    if card is None or source is None or output is None or patients is not None:
+        raise ConfigError("prepare needs CARD, --from FOLDER and --output FOLDER, or --adopt FOLDER (maybe with --patients)")
     loaded = load_card(card)
-    settings = prepare_config(loaded.prepare, overrides or [], card)
+    config_of_card = prepare_config(loaded.prepare, overrides or [], card)
     with terminal.bar() as progress:
-        cohort = prepare_cohort(loaded, source, output, settings, progress=progress)
+        cohort = prepare_cohort(loaded, source, output, config_of_card, progress=progress)
     terminal.show_cohort(cohort)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="An .h5ad, a SpatialData .zarr, a HEST-1k folder, or that of Space Ranger or Xenium.")
+    ],
+    target: Annotated[Path, typer.Argument(help="An .h5ad (its image is written beside it), a .zarr, or a HEST-1k folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value about the source, such as mpp=0.5 image=he.tif section=S1 bin_um=16")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="h5ad, spatialdata or hest; goes by the target's suffix if not given.")] = None,
+) -> None:
+    """Write a section in another format, without loss."""
+    from stexpr.config import settings_of
+    from stexpr.data.convert import ConvertConfig
+    from stexpr.data.convert import convert as write
+
+    section = write(source, target, to=to, config=settings_of(ConvertConfig, overrides or [], "convert"))
+    left_out = "".join(f"; {count} {reason}" for reason, count in section.left_out.items())
+    terminal.say(
+        f"{target}: section {section.name} of patient {section.patient}, {section.spots.n_obs} spots x {section.spots.n_vars} "
+        f"genes, {section.image.width} x {section.image.height} px at {section.mpp:g} um/px ({section.mpp_source}){left_out}"
+    )
+    for note in section.notes:
+        terminal.say(f"note: {note}")
 
 
 @app.command()

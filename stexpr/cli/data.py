@@ -1,11 +1,16 @@
-"""`stexpr data`: the cohorts stexpr knows, their raw files and checksums."""
+"""`stexpr data`: the cohorts stexpr knows, their raw files and checksums; and downloads that become cohorts as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stexpr.cli import terminal
+from stexpr.errors import ConfigError
+
+if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find them
+    import stexpr.data.store
 
 app = typer.Typer(help="List, fetch and verify the raw files of cohorts.", no_args_is_help=True)
 
@@ -63,3 +68,22 @@ def verify(
     terminal.show_table(("file", "state"), report.states.items())
     if not report.whole:
         raise typer.Exit(1)
+
+
+def adopted(
+    folder: Path, patients: Path | None, source: Path | None, output: Path | None, overrides: Sequence[str]
+) -> "stexpr.data.store.PreparedCohort":
+    """Do what `stexpr prepare --adopt` asks for.
+
+    Raises:
+        ConfigError: An option of the other way to prepare stands beside it.
+    """
+    from stexpr.config import AdoptConfig, settings_of
+    from stexpr.data.adopt import adopt
+
+    for option, value in (("--from", source), ("--output", output)):
+        if value is not None:
+            raise ConfigError(f"--adopt makes {folder} itself a cohort and copies nothing: leave {option} {value} out")
+    settings = settings_of(AdoptConfig, overrides, "--adopt")
+    with terminal.bar() as progress:
+        return adopt(folder, settings, patients=patients, progress=progress)

@@ -83,6 +83,13 @@ def show_cohort(cohort: "stexpr.data.store.PreparedCohort") -> None:
         left_out = ", ".join(f"{count} {reason}" for reason, count in section.left_out.items() if count) or "none"
         rows.append((section.section, section.patient, section.n_spots, left_out))
     show_table(("section", "patient", "spots", "left out"), rows)
+    for name, reason in cohort.manifest.sections_left_out.items():
+        say(f"section {name} left out: {reason}")
+    for note in dict.fromkeys(note for section in cohort.manifest.sections for note in section.notes):
+        named = [section.section for section in cohort.manifest.sections if note in section.notes]
+        say(f"note on {', '.join(named)}: {note}")
+    for reason, count in cohort.manifest.genes_left_out.items():
+        say(f"{count} genes left out: {reason}")
     say(
         f"{cohort.path}: {len(cohort.sections)} sections, {len(cohort.patients)} patients, {len(cohort.genes)} genes, "
         f"{cohort.window_px} px patches at {cohort.mpp:g} um/px, hash {cohort.hash}"

@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,6 +41,8 @@ from stexpr.config.values import find_config, read_yaml, set_override
 from stexpr.config.values import resource_folder as resource_folder
 from stexpr.config.values import validated as validated
 
+Settings = TypeVar("Settings", bound=Strict)
+
 
 class PrepareConfig(Strict):
     """How raw sections become a prepared cohort."""
@@ -57,6 +59,20 @@ class PrepareConfig(Strict):
         if (self.stain != "none") != (self.stain_reference is not None):
             raise ValueError("stain normalization needs stain_reference, the section to bring the others to, and only then")
         return self
+
+
+class AdoptConfig(Strict):
+    """How a download in the HEST-1k layout becomes a prepared cohort without a change to its files."""
+
+    name: str | None = Field(None, min_length=1, description="of the cohort; null takes the folder's")
+    mpp: float = Field(0.5, gt=0, description="microns per pixel of the patches; HEST-1k cuts all of its at 0.5")
+    min_counts: int = Field(1, ge=1, description="spots with fewer counts are left out, and counted")
+    absent_genes: Literal["intersect", "zero"] = Field(
+        "intersect", description="genes that some section lacks: left out everywhere, or undetected there and so 0"
+    )
+    gene_namespace: Literal["ensembl", "symbol", "other"] = "other"
+    library: Literal["whole", "subset"] = Field("whole", description="`subset` where only a chosen panel of genes is counted")
+    leave_out: tuple[str, ...] = Field((), description="sections to leave out")
 
 
 class InputConfig(Strict):
@@ -173,6 +189,18 @@ def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
         ConfigError: A key is unknown (the nearest known one is named), or a value is refused.
     """
     return cast(StudyConfig, validated(StudyConfig, with_preset(dict(values)), source))
+
+
+def settings_of(model: type[Settings], overrides: Sequence[str], source: str) -> Settings:
+    """Read `key=value` settings that stand alone.
+
+    Raises:
+        ConfigError: A key is unknown or a value refused.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        set_override(values, override)
+    return cast(Settings, validated(model, values, source))
 
 
 def prepare_config(defaults: PrepareConfig | None, overrides: Sequence[str], source: str) -> PrepareConfig:

@@ -22,7 +22,7 @@ OF_THE_COHORT: Final = {"name", "split.k", "split.seed", "split.test_patients", 
 class PanelConfig(Strict):
     """Which genes are predicted."""
 
-    rule: Literal["top_mean", "highly_variable", "list"] = "top_mean"
+    rule: Literal["top_mean", "highly_variable", "spatially_variable", "list"] = "top_mean"
     n_main: int = Field(250, ge=1)
     include: tuple[str, ...] = Field((), description="genes that must be main, whatever their rank")
     genes: tuple[str, ...] = Field((), description="the main genes of the rule `list`, in order")

@@ -42,9 +42,26 @@ def write_spots(path: Path, spots: Any, thumbnail: UInt8[Array, "H W 3"], *, sca
     factors = {"tissue_downscaled_fullres_scalef": scale}
     if spot_px is not None:
         factors["spot_diameter_fullres"] = spot_px
-    spots.uns[SPATIAL] = {"ST": {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}}
-    needs = spots.X.data.nbytes + spots.X.indices.nbytes + thumbnail.nbytes  # before compression
-    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"), needs=needs)
+    picture = {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}
+    spots.uns[SPATIAL] = {**spots.uns.get(SPATIAL, {}), "ST": picture}
+    write_anndata(path, spots, more_bytes=thumbnail.nbytes)
+
+
+def write_anndata(path: Path, spots: Any, *, more_bytes: int = 0) -> None:
+    """Write AnnData as it is: text columns stay text, which would otherwise come back as categories.
+
+    Args:
+        path: The file.
+        spots: What to write.
+        more_bytes: What it holds beside `X`, uncompressed.
+    """
+    counts = spots.X
+    needs = more_bytes + (counts.data.nbytes + counts.indices.nbytes if sp.issparse(counts) else counts.nbytes)
+    write_whole(
+        path,
+        lambda part: spots.write_h5ad(part, compression="gzip", convert_strings_to_categoricals=False),
+        needs=needs,  # before compression
+    )
 
 
 def write_patches(

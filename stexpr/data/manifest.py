@@ -17,8 +17,10 @@ from stexpr.config.files import hash_file, write_whole
 from stexpr.errors import ConfigError, DataError
 
 MANIFEST = "cohort.json"
-FORMAT = 1
-FOLDERS = ("st", "patches", "metadata", "qc")
+FORMAT = 2
+"""Of what this stexpr reads; it writes 1 unless the cohort was adopted, so that an older stexpr reads the rest."""
+INDEX = "index"
+FOLDERS = ("st", "patches", "metadata", "qc", INDEX)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +-]*")
 
 
@@ -75,6 +77,12 @@ class PreparedSection(Strict):
     files: dict[CohortPath, StoredFile]
     notes: tuple[str, ...] = ()
 
+    @property
+    def index(self) -> str | None:
+        """The file that says which rows of the others are spots; None where all are, in one order."""
+        name = index_file(self.section)
+        return name if name in self.files else None
+
     @model_validator(mode="after")
     def _files_named(self) -> "PreparedSection":
         for needed in section_files(self.section)[:2]:
@@ -84,9 +92,14 @@ class PreparedSection(Strict):
 
 
 class CohortManifest(Strict):
-    """A prepared cohort: where it comes from, how it was cut, and its sections in order."""
+    """A prepared cohort: where it comes from, how it was cut, and its sections in order.
 
-    format: Literal[1] = 1
+    Attributes:
+        format: 2 for a download that was adopted, 1 for what stexpr cut itself.
+        sections_left_out: Sections of a download that could not be adopted, and why.
+    """
+
+    format: Literal[1, 2] = 1
     name: str
     species: str
     tissue: str
@@ -107,12 +120,21 @@ class CohortManifest(Strict):
     n_genes: int = Field(ge=1)
     genes_left_out: dict[str, int]
     sections: tuple[PreparedSection, ...] = Field(min_length=1)
+    sections_left_out: dict[str, str] = {}
     versions: dict[str, str]
 
     @model_validator(mode="after")
     def _sections_unique(self) -> "CohortManifest":
         check_section_names([entry.section for entry in self.sections])
+        for entry in self.sections:
+            if (entry.index is not None) != self.adopted:
+                raise ValueError(f"format {self.format} contradicts section {entry.section}, which has an index or lacks one")
         return self
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the files are a download's, which stexpr must never change."""
+        return self.format > 1
 
     @property
     def hash(self) -> str:
@@ -139,6 +161,11 @@ def section_files(section: str) -> tuple[str, str, str, str]:
     return f"st/{section}.h5ad", f"patches/{section}.h5", f"metadata/{section}.json", f"qc/{section}.png"
 
 
+def index_file(section: str) -> str:
+    """Name the file that an adopted section has beside its own."""
+    return f"{INDEX}/{section}.h5"
+
+
 def read_manifest(folder: Path) -> CohortManifest:
     """Read `cohort.json` of a folder.
 
@@ -151,24 +178,46 @@ def read_manifest(folder: Path) -> CohortManifest:
     except FileNotFoundError as err:
         raise DataError(f"{folder} is not a prepared cohort: it holds no {MANIFEST}; run stexpr prepare") from err
     except (OSError, ValueError) as err:
-        raise DataError(f"{path} cannot be read ({err}); delete the folder and run stexpr prepare") from err
+        raise DataError(f"{path} cannot be read ({err}); {_anew(folder)}") from err
     version = values.get("format") if isinstance(values, dict) else None
     if not isinstance(version, int) or version > FORMAT:
         raise DataError(f"{path} has format {version!r}, this stexpr reads up to {FORMAT}; install a newer stexpr")
     try:
         manifest = validated(CohortManifest, values, str(path))
     except ConfigError as err:
-        raise DataError(f"{err}; delete the folder and run stexpr prepare") from err
+        raise DataError(f"{err}; {_anew(folder)}") from err
     assert isinstance(manifest, CohortManifest)
     return manifest
 
 
+def _anew(folder: Path) -> str:
+    """Say how to make a cohort anew, and never that a download be deleted."""
+    if (folder / INDEX).is_dir():
+        return f"delete {MANIFEST} alone and run stexpr prepare --adopt again"
+    return "delete the folder and run stexpr prepare"
+
+
 def write_manifest(folder: Path, manifest: CohortManifest) -> None:
     """Write `cohort.json`, whole or not at all."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    later = {"sections_left_out"} if not manifest.adopted else set()  # a key that an older stexpr would refuse
+    text = json.dumps(manifest.model_dump(mode="json", exclude=later), indent=1, ensure_ascii=False) + "\n"
     write_whole(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def stored_file(path: Path) -> StoredFile:
     """Measure a file just written."""
     return StoredFile(bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+def damage(folder: Path, entry: PreparedSection, *, content: bool = False) -> str | None:
+    """Say which file of a section is missing or has another size or, if asked, content; None if all are as recorded."""
+    for name, recorded in entry.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"section {entry.section} of {folder} lacks its file {name}"
+        size = path.stat().st_size
+        if size != recorded.bytes:
+            return f"{path} has {size} bytes, the manifest says {recorded.bytes}"
+        if content and hash_file(path) != recorded.sha256:
+            return f"{path} was altered"
+    return None

@@ -1,13 +1,24 @@
 """The gene panel of one fold, from the spots its protocol lets choose genes."""
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
 import scipy.sparse as sp
+from jaxtyping import Float64
 
 from stexpr.config import PanelConfig
+from stexpr.data.neighbors import lagged_product, neighbor_weights
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
-from stexpr.panel import GenePanel, fit_panel
+from stexpr.panel import ExpressionTransform, GenePanel, fit_panel
 
-__all__ = ["fold_panel"]
+__all__ = ["fold_panel", "spatial_structure"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_GENES = 2048
+"""Genes made dense at a time."""
 
 
 def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePanel:
@@ -23,6 +34,7 @@ def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePan
 
     Raises:
         GeneError: As `fit_panel`; the note names the fold.
+        MetricError: The spots of a section have no neighborhood, for the rule `spatially_variable`.
     """
     sections = fold.train_sections if rule.scope == "training" else cohort.sections
     try:
@@ -33,9 +45,49 @@ def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePan
             n_main=rule.n_main,
             include=rule.include,
             listed=rule.genes,
+            structure=spatial_structure(cohort, sections) if rule.rule == "spatially_variable" else None,
             min_detection=rule.min_detection,
             scope=rule.scope,
         )
     except Exception as err:
         err.add_note(f"while choosing the genes of fold {fold.index} of cohort {cohort.name}")
         raise
+
+
+def spatial_structure(cohort: PreparedCohort, sections: Sequence[str]) -> Float64[Array, "G"]:
+    """Compute Moran's I of every gene of the cohort, averaged over sections.
+
+    Expression is log1p of library-size-normalized counts; neighbors are those of `neighbor_weights`. A section in which a
+    gene is constant shows no structure of it and counts as 0, so that a gene seen in one section only does not come first.
+
+    Args:
+        cohort: The prepared cohort.
+        sections: The sections to look at, each alone: neighbors never lie across sections.
+
+    Returns:
+        One value per gene, in the order of `cohort.genes`.
+
+    Raises:
+        MetricError: The spots of a section have no neighborhood.
+    """
+    mean: Array = np.mean([_section_structure(cohort, section) for section in sections], axis=0)
+    return mean
+
+
+def _section_structure(cohort: PreparedCohort, section: str) -> Float64[Array, "G"]:
+    spots, counts = cohort.spots(section), cohort.counts(section).tocsc()
+    try:
+        weights = neighbor_weights(spots["x_um"].to_numpy(), spots["y_um"].to_numpy())
+    except Exception as err:
+        err.add_note(f"while looking for neighbors in section {section}")
+        raise
+    transform, library = ExpressionTransform(), spots["library"].to_numpy(dtype=np.float64)
+    found = []
+    for start in range(0, counts.shape[1], _GENES):
+        expression = transform(counts[:, start : start + _GENES].toarray().astype(np.float64), library)
+        centered = expression - expression.mean(axis=0)
+        sd = centered.std(axis=0)
+        varies = sd > 1e-12 * np.maximum(1.0, np.abs(expression).max(axis=0))
+        standardized = np.where(varies, centered, 0.0) / np.where(varies, sd, 1.0)
+        found.append(np.nan_to_num(lagged_product(standardized, standardized, weights)))
+    return np.concatenate(found)

@@ -24,12 +24,13 @@ from stexpr.data.manifest import (
     CohortManifest,
     PreparedSection,
     check_section_names,
+    damage,
     read_manifest,
     write_manifest,
 )
 from stexpr.data.readers import input_files, read_section
 from stexpr.data.section import Section, join_genes
-from stexpr.data.store import PreparedCohort, damage
+from stexpr.data.store import PreparedCohort
 from stexpr.errors import CardError, ConfigError, DataError, StexprError, nearest
 from stexpr.types import Progress, T, silent
 
@@ -123,6 +124,8 @@ class _Preparation:
                 )
             return None
         manifest = read_manifest(self.target)
+        if manifest.adopted:
+            raise DataError(f"{self.target} is an adopted download, whose files stay as they are; choose another folder")
         if manifest.name != self.card.name:
             raise DataError(f"{self.target} is cohort {manifest.name!r}, not {self.card.name!r}; choose another folder")
         return manifest

@@ -3,7 +3,7 @@
 This is the border: what a reader returns is checked here once, and trusted from here on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -67,8 +67,19 @@ def check_section(section: Section) -> None:
     """Check what a reader made.
 
     Raises:
-        DataError: No spot or no gene, a barcode twice, counts that are negative, fractions or not finite, centers that are
-            not finite.
+        DataError: As `check_outline` and `check_counts`.
+        GeneError: A gene twice.
+        ScaleError: `mpp` is impossible for a microscope image, or contradicts the spot pitch.
+    """
+    check_outline(section)
+    check_counts(section.spots, section.name)
+
+
+def check_outline(section: Section) -> None:
+    """Check all of a section but its counts.
+
+    Raises:
+        DataError: No spot or no gene, a barcode twice, centers that are not two finite numbers each.
         GeneError: A gene twice.
         ScaleError: `mpp` is impossible for a microscope image, or contradicts the spot pitch.
     """
@@ -86,20 +97,24 @@ def check_section(section: Section) -> None:
             f"section {section.name} has genes more than once: {repeated}; sum or drop them in the counts file "
             "(ids that differ only in their version suffix are one gene)"
         )
-    _check_counts(section)
     _check_scale(section)
 
 
-def _check_counts(section: Section) -> None:
-    counts = sp.csr_matrix(section.spots.X)
+def check_counts(spots: AnnData, name: str) -> None:
+    """Refuse an `X` that holds anything but whole numbers from 0.
+
+    Raises:
+        DataError: It names the section, and one such value with its spot and gene.
+    """
+    counts = sp.csr_matrix(spots.X)
     values = np.asarray(counts.data, dtype=np.float64)
     wrong = ~np.isfinite(values) | (values < 0) | (values != np.round(values))
     if wrong.any():
         first = int(np.argmax(wrong))
         row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
         raise DataError(
-            f"section {section.name} has {int(wrong.sum())} values that are not counts, such as {values[first]:g} at spot "
-            f"{section.spots.obs_names[row]}, gene {section.spots.var_names[counts.indices[first]]}; raw counts are whole "
+            f"section {name} has {int(wrong.sum())} values that are not counts, such as {values[first]:g} at spot "
+            f"{spots.obs_names[row]}, gene {spots.var_names[counts.indices[first]]}; raw counts are whole "
             "numbers from 0: give the file before normalization, smoothing or imputation"
         )
 
@@ -148,10 +163,15 @@ def spot_pitch_px(centers: Float[Array, "S 2"]) -> float | None:
 
 
 def join_genes(sections: Sequence[Section], absent: AbsentGenes) -> tuple[list[str], dict[str, int]]:
+    """Find the gene axis of sections, checked; see `join_gene_names`."""
+    return join_gene_names({section.name: list(section.spots.var_names) for section in sections}, absent)
+
+
+def join_gene_names(genes_of: Mapping[str, Sequence[str]], absent: AbsentGenes) -> tuple[list[str], dict[str, int]]:
     """Find the gene axis of sections whose files may hold different genes.
 
     Args:
-        sections: The sections of a cohort, checked.
+        genes_of: Genes of each section of a cohort, none twice in a section.
         absent: What a gene that some sections lack means. `zero`: the files leave out undetected genes, so it has 0 counts
             there; `intersect`: it was not measured there, so it is left out everywhere; `refuse`: nobody said.
 
@@ -161,22 +181,22 @@ def join_genes(sections: Sequence[Section], absent: AbsentGenes) -> tuple[list[s
     Raises:
         GeneError: No section, nothing in common, or genes differ and `absent` is `refuse`.
     """
-    if not sections:
+    if not genes_of:
         raise GeneError("no sections to join the genes of")
-    order = list(dict.fromkeys(gene for section in sections for gene in section.spots.var_names))
-    shared = set(order).intersection(*(section.spots.var_names for section in sections))
+    order = list(dict.fromkeys(gene for genes in genes_of.values() for gene in genes))
+    shared = set(order).intersection(*genes_of.values())
     incomplete = [gene for gene in order if gene not in shared]
     if not incomplete or absent == "zero":
         return order, {}
     if absent == "refuse":
-        lacking = next(section for section in sections if incomplete[0] not in section.spots.var_names)
+        lacking = next(section for section, genes in genes_of.items() if incomplete[0] not in genes)
         raise GeneError(
             f"{len(incomplete)} of {len(order)} genes are missing in some section, such as "
-            f"{', '.join(incomplete[:_EXAMPLES])} ({incomplete[0]} in section {lacking.name}); set absent_genes on the card: "
+            f"{', '.join(incomplete[:_EXAMPLES])} ({incomplete[0]} in section {lacking}); set absent_genes on the card: "
             "`zero` if the files leave out undetected genes, `intersect` to keep the shared ones only"
         )
     if not shared:
-        raise GeneError(f"the {len(sections)} sections share none of their {len(order)} genes; do all use one gene_namespace?")
+        raise GeneError(f"the {len(genes_of)} sections share none of their {len(order)} genes; do all use one gene_namespace?")
     return [gene for gene in order if gene in shared], {"missing in some section": len(incomplete)}
 
 

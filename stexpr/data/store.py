@@ -3,24 +3,26 @@
 The layout is HEST-1k's: `st/<section>.h5ad`, `patches/<section>.h5`, `metadata/<section>.json`, plus `cohort.json`. Reading
 needs h5py only. Patches lie contiguous and uncompressed in their file: on MOB's 256 px patches a single one reads at about
 35,000/s so, 14,000/s from one-patch chunks and 2,000/s compressed, and a center crop reads no more rows than it needs.
+
+A HEST-1k download that was adopted is a prepared cohort too, with an index beside the files of each section (see `stored`).
 """
 
-import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 
 from stexpr.config.files import hash_file
-from stexpr.data.manifest import CohortManifest, PreparedSection, read_manifest, section_files
+from stexpr.data.manifest import CohortManifest, PreparedSection, damage, read_manifest
+from stexpr.data.patches import PatchReader
+from stexpr.data.stored import AGAIN, StoredSection
 from stexpr.errors import DataError, nearest
-from stexpr.types import SPATIAL, Progress, silent
+from stexpr.types import Progress, silent
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +42,7 @@ class PreparedCohort:
         self.min_counts = min_counts
         self._entries = {entry.section: entry for entry in manifest.sections}
         self._counts: dict[str, sp.csr_matrix] = {}
+        self._stored: dict[str, StoredSection] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "PreparedCohort":
@@ -55,7 +58,7 @@ class PreparedCohort:
         for entry in manifest.sections:
             problem = damage(folder, entry)
             if problem:
-                raise DataError(f"{problem}; run stexpr prepare again")
+                raise DataError(f"{problem}; {AGAIN}")
         return cls(folder, manifest)
 
     def keeping(self, min_counts: int) -> "PreparedCohort":
@@ -105,8 +108,7 @@ class PreparedCohort:
     def genes(self) -> tuple[str, ...]:
         """The gene axis that every section shares."""
         first = self.sections[0]
-        with open_h5(self.path / section_files(first)[0]) as file:
-            genes = tuple(_index(file["var"]))
+        genes = self._files(first).genes
         if len(genes) != self.manifest.n_genes:
             raise DataError(
                 f"section {first} of {self.path} holds {len(genes)} genes, its manifest says {self.manifest.n_genes}"
@@ -137,10 +139,8 @@ class PreparedCohort:
     def counts(self, section: str) -> sp.csr_matrix:
         """Return raw counts, spots x `genes`; kept in memory once read, so do not change it in place."""
         if section not in self._counts:
-            entry = self.entry(section)
-            with open_h5(self.path / section_files(section)[0]) as file:
-                counts = _csr(file, (entry.n_spots, self.manifest.n_genes))
-                self._counts[section] = counts[self._kept(file)] if self.min_counts else counts
+            counts = self._files(section).counts(self.manifest.n_genes)
+            self._counts[section] = counts[self._kept(section)] if self.min_counts else counts
         return self._counts[section]
 
     def spots(self, section: str) -> pd.DataFrame:
@@ -148,17 +148,13 @@ class PreparedCohort:
 
         Returns:
             Index: barcode. Columns: `x_px`, `y_px` (center, level-0 pixels), `x_um`, `y_um`, `library` (counts over every
-            gene of the source file, also those off the gene axis), `tissue_fraction` (of the patch, 0 to 1).
+            gene of the source file, also those off the gene axis), `tissue_fraction` (of the patch, 0 to 1; NaN in an adopted
+            cohort, whose mask nobody made).
         """
-        entry = self.entry(section)
-        with open_h5(self.path / section_files(section)[0]) as file:
-            centers = np.asarray(file["obsm"][SPATIAL][:], dtype=np.float64)
-            columns = {key: np.asarray(file["obs"][key][:], dtype=np.float64) for key in ("library", "tissue_fraction")}
-            index = pd.Index(_index(file["obs"]), name="barcode")
-            kept = self._kept(file)
-        places = {f"{axis}_px": centers[:, i] for i, axis in enumerate("xy")}
-        microns = {f"{axis}_um": centers[:, i] * entry.level0_mpp for i, axis in enumerate("xy")}
-        return pd.DataFrame({**places, **microns, **columns}, index=index)[kept]
+        level0_mpp, spots = self.entry(section).level0_mpp, self._files(section).spots()
+        for column, axis in enumerate("xy"):
+            spots.insert(2 + column, f"{axis}_um", spots[f"{axis}_px"] * level0_mpp)
+        return spots[self._kept(section)]
 
     def patches(self, section: str, window_px: int | None = None) -> UInt8[Array, "S H W 3"]:
         """Read every patch of a section.
@@ -186,14 +182,20 @@ class PreparedCohort:
                 f"a window of {window} px does not fit the {self.window_px} px patches of cohort {self.name}; take a smaller "
                 "input.window_px, or prepare the cohort with a larger window_px"
             )
-        rows = None
-        if self.min_counts:
-            with open_h5(self.path / section_files(section)[0]) as file:
-                rows = np.flatnonzero(self._kept(file))
-        return PatchReader(self.path / section_files(section)[1], entry.n_spots, self.window_px, window, rows=rows)
+        files = self._files(section)
+        rows = np.flatnonzero(self._kept(section)) if self.min_counts else None
+        if files.index is None:
+            return PatchReader(files.patches_path, entry.n_spots, self.window_px, window, rows=rows)
+        rows = files.index.patch_rows if rows is None else files.index.patch_rows[rows]
+        return PatchReader(files.patches_path, files.index.n_patches, files.index.patch_px, window, rows=rows)
 
-    def _kept(self, file: h5py.File) -> Bool[Array, "S"]:
-        return np.asarray(file["obs"]["library"][:] >= self.min_counts)
+    def _files(self, section: str) -> StoredSection:
+        if section not in self._stored:
+            self._stored[section] = StoredSection(self.path, self.entry(section))
+        return self._stored[section]
+
+    def _kept(self, section: str) -> Bool[Array, "S"]:
+        return self._files(section).library >= self.min_counts
 
     def verify(self, *, progress: Progress = silent) -> None:
         """Hash every file again.
@@ -205,93 +207,4 @@ class PreparedCohort:
         bar = progress(files.items(), "verifying files", len(files))
         altered = [name for name, file in bar if hash_file(self.path / name) != file.sha256]
         if altered:
-            raise DataError(f"cohort {self.path} was altered: {', '.join(altered)}; run stexpr prepare again")
-
-
-class PatchReader:
-    """Patches of one section, read one at a time.
-
-    The file is opened on first use in each process: HDF5 handles must not cross a fork, and a pickled reader carries none.
-    """
-
-    def __init__(
-        self, path: Path, n_spots: int, stored_px: int, window_px: int, *, rows: Int[Array, "S"] | None = None
-    ) -> None:
-        self.path = path
-        self.window_px = window_px
-        self._rows = rows
-        self._shape = (n_spots, stored_px, stored_px, 3)
-        start = (stored_px - window_px) // 2
-        self._crop = slice(start, start + window_px)
-        self._opened: tuple[int, h5py.File] | None = None
-
-    def __len__(self) -> int:
-        return self._shape[0] if self._rows is None else len(self._rows)
-
-    def __getitem__(self, i: int) -> UInt8[Array, "H W 3"]:
-        row = i if self._rows is None else int(self._rows[i])
-        patch: Array = self._images()[row, self._crop, self._crop]
-        return patch
-
-    def all(self) -> UInt8[Array, "S H W 3"]:
-        """Read every patch."""
-        patches: Array = self._images()[:, self._crop, self._crop]
-        return patches if self._rows is None else patches[self._rows]
-
-    def close(self) -> None:
-        """Close the file; the next read opens it again."""
-        if self._opened is not None and self._opened[0] == os.getpid():
-            self._opened[1].close()
-        self._opened = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def _images(self) -> Any:
-        if self._opened is None or self._opened[0] != os.getpid():
-            file = open_h5(self.path)
-            images = file.get("img")
-            if images is None or images.shape != self._shape or images.dtype != np.uint8:
-                held = "no img" if images is None else f"img {images.dtype} {images.shape}"
-                file.close()
-                raise DataError(f"{self.path} holds {held}, the manifest says uint8 {self._shape}; run stexpr prepare again")
-            self._opened = (os.getpid(), file)
-        return self._opened[1]["img"]
-
-
-def damage(folder: Path, entry: PreparedSection, *, content: bool = False) -> str | None:
-    """Say which file of a section is missing or has another size or, if asked, content; None if all are as recorded."""
-    for name, recorded in entry.files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"section {entry.section} of {folder} lacks its file {name}"
-        size = path.stat().st_size
-        if size != recorded.bytes:
-            return f"{path} has {size} bytes, the manifest says {recorded.bytes}"
-        if content and hash_file(path) != recorded.sha256:
-            return f"{path} was altered"
-    return None
-
-
-def open_h5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        DataError: The file is missing or no HDF5 file.
-    """
-    try:
-        return h5py.File(path, "r")
-    except OSError as err:
-        raise DataError(f"cannot read {path} as HDF5 ({err}); run stexpr prepare again") from err
-
-
-def _index(frame: Any) -> list[str]:
-    values = frame[frame.attrs["_index"]]
-    return [str(value) for value in values.asstr()[:]]
-
-
-def _csr(file: Any, shape: tuple[int, int]) -> sp.csr_matrix:
-    X = file["X"]
-    if X.attrs.get("encoding-type") != "csr_matrix" or tuple(X.attrs["shape"]) != shape:
-        raise DataError(f"{file.filename} holds X as {dict(X.attrs)}, expected csr_matrix {shape}; run stexpr prepare again")
-    return sp.csr_matrix((X["data"][:], X["indices"][:], X["indptr"][:]), shape=shape)
+            raise DataError(f"cohort {self.path} was altered: {', '.join(altered)}; {AGAIN}")

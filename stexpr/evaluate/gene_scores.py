@@ -16,6 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
+from stexpr.data.neighbors import neighbor_weights
 from stexpr.evaluate import diagnostics, metrics, spatial
 from stexpr.evaluate.ceiling import REPEATS, Ceiling, noise_ceiling
 from stexpr.evaluate.intervals import REPLICATES
@@ -140,7 +141,7 @@ def _maps(unit: Unit) -> dict[str, Any]:
     predicted, measured, x, y = unit.predicted, unit.measured, unit.x_um, unit.y_um
     if not (np.ptp(x) or np.ptp(y)):
         return {}
-    weights = spatial.neighbor_weights(x, y)
+    weights = neighbor_weights(x, y)
     tested = len(x) <= MOST_SPOTS  # the patterns of more spots would take hours
     p = spatial_null_p(predicted, measured, _modes(x, y), seed=SEED).p if tested else np.nan
     clustered = len(x) > spatial.GRAPH_NEIGHBORS

@@ -121,6 +121,7 @@ def _genes(take: Callable[..., Any], records: Sequence[Record]) -> str:
     words = {
         "top_mean": f"the {n} genes of highest mean count",
         "highly_variable": f"the {n} most variable genes",
+        "spatially_variable": f"the {n} genes of highest Moran's I within sections",
         "list": f"a given list of {n} genes",
     }.get(str(rule), f"{n} genes by the rule {rule}")
     words += f" among those with a count in at least {detection:.0%} of spots" if rule != "list" else ""

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int
 from scipy.spatial import cKDTree
 
+from stexpr.data.neighbors import lagged_product, lattice_pitch, pair_matrix, spot_positions
 from stexpr.errors import MetricError
 from stexpr.evaluate.diagnostics import standardized_pair
 from stexpr.evaluate.metrics import check_pair, constant_per_gene
@@ -20,16 +21,11 @@ __all__ = [
     "bivariate_moran_per_gene",
     "domain_agreement",
     "moran_per_gene",
-    "neighbor_weights",
-    "spot_positions",
     "ssim_per_gene",
 ]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-REACH = 1.25
-"""In pitches. Neighbors lie at 1, the next spots at 1.41 on squares and at 1.73 on hexagons; HER2ST's jitter puts 99 % of
-the neighbors below 1.25 and 99 % of the diagonals above 1.23."""
 WINDOW = 7
 """Side of a similarity window, in pitches: scikit-image's default, in pixels."""
 K1, K2 = 0.01, 0.03
@@ -38,51 +34,6 @@ GRAPH_NEIGHBORS = 15
 """Neighbors in expression that link the spots whose clusters are compared."""
 DOMAIN_DIGITS = 4
 """Decimals of the principal components, in SDs of the first, that make spots neighbors."""
-
-
-def spot_positions(x_um: Float[Array, "S"], y_um: Float[Array, "S"]) -> Float64[Array, "S 2"]:
-    """Join coordinates, x then y, refusing what has no neighborhood.
-
-    Raises:
-        MetricError: Unlike lengths, a position that is not finite, or fewer than two distinct positions.
-    """
-    if x_um.shape != y_um.shape:
-        raise MetricError(f"{len(x_um)} x and {len(y_um)} y coordinates; every spot needs both")
-    xy = np.column_stack([x_um, y_um]).astype(np.float64)
-    if not np.isfinite(xy).all():
-        raise MetricError(f"{int((~np.isfinite(xy).all(axis=1)).sum())} of {len(xy)} spots have no finite position")
-    if len(xy) < 2 or not np.ptp(xy, axis=0).any():
-        raise MetricError(f"{len(xy)} spots in one place; a map needs at least two positions")
-    return xy
-
-
-def neighbor_weights(x_um: Float[Array, "S"], y_um: Float[Array, "S"], *, reach: float = REACH) -> sp.csr_matrix:
-    """Link every spot with those around it, each spot's links sharing a weight of 1.
-
-    Spots are neighbors, mutually, when they lie within `reach` pitches; the pitch is the median distance from a spot to its
-    three nearest. That is four neighbors inside a square array and six inside a hexagonal one. A fixed number of nearest
-    neighbors would break ties between diagonals by the order of the spots, and reach across gaps.
-
-    Args:
-        x_um: Spot centers, microns.
-        y_um: Spot centers, microns.
-        reach: In pitches; 1.5 adds the diagonals of a square array.
-
-    Returns:
-        Spots x spots; rows sum to 1, or to 0 for a spot without neighbors, which then takes no part in a lag. The pattern
-        is symmetric, the weights are not.
-
-    Raises:
-        MetricError: A position that is not finite, or fewer than two distinct positions.
-
-    Example:
-        >>> neighbor_weights(np.array([0.0, 1.0, 2.0, 9.0]), np.zeros(4), reach=1.0).toarray()[1]
-        array([0.5, 0. , 0.5, 0. ])
-    """
-    xy = spot_positions(x_um, y_um)
-    linked = _pairs(cKDTree(xy).query_pairs(reach * _pitch(xy), output_type="ndarray"), len(xy))
-    links = np.asarray(linked.sum(axis=1)).ravel()
-    return sp.csr_matrix(sp.diags(1 / np.maximum(links, 1)) @ linked)
 
 
 def moran_per_gene(values: Float[Array, "S G"], weights: sp.csr_matrix) -> Float64[Array, "G"]:
@@ -126,12 +77,7 @@ def bivariate_moran_per_gene(
         Anselin, Syabri and Smirnov (2002). Equal to `esda.Moran_BV`, except that spots without neighbors are not counted.
     """
     x, y = standardized_pair(predicted, measured)
-    if weights.shape != (len(x), len(x)):
-        raise MetricError(
-            f"weights are {weights.shape[0]} x {weights.shape[1]} for {len(x)} spots; both sides must be the spots"
-        )
-    total = float(weights.sum())
-    return np.asarray(np.einsum("sg,sg->g", x, weights @ y) / (total if total > 0 else np.nan))
+    return lagged_product(x, y, weights)
 
 
 def ssim_per_gene(
@@ -177,8 +123,8 @@ def ssim_per_gene(
     xy = spot_positions(x_um, y_um)
     if len(xy) != len(x):
         raise MetricError(f"{len(xy)} positions for {len(x)} spots")
-    near = cKDTree(xy).query_pairs(window / 2 * _pitch(xy), p=np.inf, output_type="ndarray")
-    covered = _pairs(near, len(xy)) + sp.eye(len(xy), format="csr")
+    near = cKDTree(xy).query_pairs(window / 2 * lattice_pitch(xy), p=np.inf, output_type="ndarray")
+    covered = pair_matrix(near, len(xy)) + sp.eye(len(xy), format="csr")
     n = np.asarray(covered.sum(axis=1)).ravel()
     low = np.minimum(x.min(axis=0), y.min(axis=0))
     x, y = x - low, y - low
@@ -263,17 +209,3 @@ def _domains(values: Float[Array, "S G"], resolution: float, n_neighbors: int, n
     finally:
         igraph.set_random_number_generator(random)  # igraph's own default
     return np.asarray(found.membership)
-
-
-def _pitch(xy: Float64[Array, "S 2"]) -> float:
-    # Under jitter the nearest spot alone is nearer than the pitch (by 6 % on HER2ST); the median of three is not.
-    distances = cKDTree(xy).query(xy, k=min(4, len(xy)))[0][:, 1:]
-    pitch = float(np.median(distances))
-    if pitch == 0:
-        raise MetricError("most spots share their position with others; give one row per spot of one section")
-    return pitch
-
-
-def _pairs(pairs: Int[Array, "N 2"], n: int) -> sp.csr_matrix:
-    one_way = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return sp.csr_matrix(one_way + one_way.T)

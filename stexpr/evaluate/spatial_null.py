@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from stexpr.data.neighbors import spot_positions
 from stexpr.errors import MetricError
 from stexpr.evaluate.diagnostics import standardized_pair
-from stexpr.evaluate.spatial import spot_positions
 
 __all__ = ["SpatialModes", "SpatialNull", "spatial_modes", "spatial_null_p"]
 

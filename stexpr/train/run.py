@@ -218,7 +218,7 @@ def _predict(
         transform=job.transform,
         preprocessing=preprocessing,
         provenance=job.provenance(),
-        release=Release(symmetries=config.input.test_symmetries, stain_reference=stain_reference(cohort)),
+        release=Release(symmetries=config.input.test_symmetries, stain_reference=stain_reference(job.cohort)),
     )
     processes.on_first(export)
     terms = [f"encoder {name}: {ENCODERS[name].terms}; these terms hold for the exported model" for name in job.encoders]

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anndata
 import pytest
 import typer.main
 import yaml
+from hest_download import write_download
 from raw_sections import write_raw_cohort, write_raw_section
 
 from stexpr import cli
@@ -26,6 +28,7 @@ FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
     "config show": ["OVERRIDES", "STUDY"],
+    "convert": ["--to", "OVERRIDES", "SOURCE", "TARGET"],
     "data fetch": ["--from", "--output", "-o", "CARD"],
     "data list": [],
     "data verify": ["CARD", "FOLDER"],
@@ -36,7 +39,7 @@ FROZEN = {
         ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]
     ),
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
-    "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
+    "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),
     "sweep status": ["--runs", "--watch", "NAMES"],
@@ -113,6 +116,31 @@ def test_from_raw_files_to_a_leaderboard(stexpr: Run, raw_cohort: Path, tmp_path
     assert (code, "is as it was written" in out) == (0, True)
 
 
+def test_a_download_is_adopted(stexpr: Run, tmp_path: Path):
+    write_download(tmp_path / "hest")
+    code, out, err = stexpr("prepare", "--adopt", "hest", "name=breast", "leave_out=[TENX4]")
+    assert (code, err) == (0, "")
+    assert "hest: 3 sections, 3 patients, 23 genes, 32 px patches at 0.5 um/px" in out
+    assert "section TENX4 left out: left out by leave_out" in out
+    assert "2 genes left out: missing in some section" in out
+    assert stexpr("data", "verify", "hest")[0] == 0
+    Path("patients.csv").write_text("section,patient\nTENX1,Ada\nTENX2,Ada\n")
+    code, out, err = stexpr("prepare", "--adopt", "hest", "--patients", "patients.csv")
+    assert (code, "4 sections, 2 patients" in out) == (0, True)
+
+
+def test_a_section_goes_through_the_formats(stexpr: Run, raw_cohort: Path):
+    source = raw_cohort.parent / "a1.h5ad"
+    code, out, err = stexpr("convert", source, "a1.zarr", "mpp=1.0", "patient=ada")
+    assert (code, err) == (0, "")
+    assert out == "a1.zarr: section a1 of patient ada, 64 spots x 24 genes, 320 x 320 px at 1 um/px (given)\n"
+    assert stexpr("convert", "a1.zarr", "hest", "--to", "hest")[0] == 0
+    assert stexpr("convert", "hest", "again.h5ad")[0] == 0
+    again, first = (anndata.read_h5ad(path) for path in ("again.h5ad", source))
+    assert (again.X != first.X).nnz == 0
+    assert list(again.obs_names) == list(first.obs_names)
+
+
 def test_config_show_reads_back(stexpr: Run):
     code, out, _ = stexpr("config", "show", "mob", "seed=3", "training.lr=1e-4")
     assert code == 0
@@ -168,6 +196,13 @@ def test_an_audit_ends_with_exit_code_1_when_test_data_leaked(stexpr: Run, small
         (["train", "mob"], "cohorts/mob"),
         (["prepare", "mobb", "--from", ".", "-o", "x"], "did you mean 'mob'?"),
         (["prepare", "mob", "--from", "nowhere", "-o", "x"], "nowhere"),
+        (["prepare", "mob"], "prepare needs CARD, --from FOLDER and --output FOLDER, or --adopt FOLDER"),
+        (["prepare", "--adopt", "nowhere"], "no such folder"),
+        (["convert", "nowhere", "x.zarr"], "no file or folder nowhere"),
+        (["convert", "nowhere", "x"], "Say --to h5ad, spatialdata or hest"),
+        (["convert", "nowhere", "x.zarr", "ppm=1"], "unknown key 'ppm'; did you mean 'mpp'?"),
+        (["prepare", "--adopt", "nowhere", "-o", "x"], "copies nothing: leave --output x out"),
+        (["prepare", "--adopt", "nowhere", "names=x"], "unknown key 'names'; did you mean 'name'?"),
         (["data", "fetch", "stnet"], "stnet"),
         (["leaderboard", "runs"], "no folder runs"),
         (["evaluate", "runs"], "no finished run"),

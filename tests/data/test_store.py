@@ -249,7 +249,7 @@ def escape(name):
         (lambda values: values["sections"][0]["files"].pop("st/A1.h5ad"), r"lacks its file st/A1\.h5ad"),
         (lambda values: values["sections"].append(values["sections"][0]), "section names must differ"),
         (lambda values: values.update(sections=[]), "sections"),
-        (lambda values: values.update(format=2), "format 2, this stexpr reads up to 1; install a newer"),
+        (lambda values: values.update(format=3), "format 3, this stexpr reads up to 2; install a newer"),
         (lambda values: values.pop("format"), "format None"),
         (lambda values: values.update(colour=1), "unknown key 'colour'"),
         (lambda values: values.update(mpp=-1), "mpp = -1"),

@@ -9,6 +9,7 @@ from planted_runs import make_predictions
 
 from stexpr.config import ProtocolConfig, load_protocol
 from stexpr.data.geometry import neighborhood_mean
+from stexpr.data.neighbors import neighbor_weights
 from stexpr.evaluate import diagnostics, spatial
 from stexpr.evaluate.ceiling import noise_ceiling
 from stexpr.evaluate.gene_scores import SEED, transform_of
@@ -31,7 +32,7 @@ def test_every_column_is_the_function_it_is_named_after(predictions: anndata.Ann
     x, y = (predictions.obs[axis].to_numpy(dtype=float) for axis in ("x_um", "y_um"))
     predicted, measured = np.asarray(predictions.X), predictions.layers["measured"]
     library = predictions.obs["library"].to_numpy(dtype=float)
-    weights = spatial.neighbor_weights(x, y)
+    weights = neighbor_weights(x, y)
     ceiling = noise_ceiling(predictions.layers["counts"], library, ExpressionTransform(), spatial_blocks(x, y), seed=SEED)
     expected = {
         "slope": diagnostics.calibration_slope_per_gene(predicted, measured),

@@ -11,13 +11,12 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stexpr.data.neighbors import neighbor_weights, spot_positions
 from stexpr.errors import MetricError
 from stexpr.evaluate.spatial import (
     bivariate_moran_per_gene,
     domain_agreement,
     moran_per_gene,
-    neighbor_weights,
-    spot_positions,
     ssim_per_gene,
 )
 

@@ -10,7 +10,8 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 
 from stexpr.data.manifest import section_files
-from stexpr.data.store import PreparedCohort, open_h5
+from stexpr.data.store import PreparedCohort
+from stexpr.data.stored import open_h5
 from stexpr.errors import DataError, ProtocolError, nearest
 from stexpr.evaluate.records import Run, read_predictions
 from stexpr.types import MEASURED, SPATIAL
@@ -207,9 +208,11 @@ def _section_map(section: str, parts: Mapping[str, _Part], cohort: PreparedCohor
     )
 
 
-def _thumbnail(cohort: PreparedCohort, section: str) -> tuple[UInt8[Array, "H W 3"], float, float | None]:
-    """Return the picture of a section, its pixels per micron and the diameter of a spot in its pixels."""
+def _thumbnail(cohort: PreparedCohort, section: str) -> tuple[UInt8[Array, "H W 3"] | None, float, float | None]:
+    """Return the picture of a section if there is one, its pixels per micron and the diameter of a spot in its pixels."""
     with open_h5(cohort.path / section_files(section)[0]) as file:
+        if f"uns/{SPATIAL}/ST/images/downscaled_fullres" not in file:  # an adopted download may come without a picture
+            return None, 1 / cohort.entry(section).level0_mpp, None
         library = file["uns"][SPATIAL]["ST"]
         picture = np.asarray(library["images"]["downscaled_fullres"][:], dtype=np.uint8)
         factors = library["scalefactors"]
