@@ -162,7 +162,7 @@ class OpenSlideRaster:
 
 
 def in_bands(read: Callable[[Box], Image.Image], box: Box, factor: int) -> Image.Image:
-    """Read a box averaged over factor x factor px, a band at a time: a view of a whole slide must not need its pixels at once."""
+    """Read a box averaged over factor x factor px, a band at a time: a view of a slide must not need all its pixels at once."""
     width, height = box[2] - box[0], box[3] - box[1]
     band = max(1, _BAND_PX // width // factor) * factor
     if band >= height:
