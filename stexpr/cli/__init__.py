@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, sweep, terminal, tracker
+from stexpr.cli import config, data, predict, sweep, terminal, tracker
 from stexpr.errors import StexprError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(tracker.app, name="wandb")
+app.command()(predict.predict)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as training.lr=1e-3")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]

@@ -39,12 +39,17 @@ def write_spots(path: Path, spots: Any, thumbnail: UInt8[Array, "H W 3"], *, sca
         scale: Thumbnail pixels per level-0 pixel.
         spot_px: Diameter of a spot in level-0 px, where it is known; scanpy draws spots at that size.
     """
+    spots.uns[SPATIAL] = {"ST": picture_entry(thumbnail, scale=scale, spot_px=spot_px)}
+    needs = spots.X.data.nbytes + spots.X.indices.nbytes + thumbnail.nbytes  # before compression
+    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"), needs=needs)
+
+
+def picture_entry(thumbnail: UInt8[Array, "H W 3"], *, scale: float, spot_px: float | None) -> dict[str, Any]:
+    """Return the entry of `uns["spatial"]` in which scanpy and squidpy look for the picture behind spots; see `write_spots`."""
     factors = {"tissue_downscaled_fullres_scalef": scale}
     if spot_px is not None:
         factors["spot_diameter_fullres"] = spot_px
-    spots.uns[SPATIAL] = {"ST": {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}}
-    needs = spots.X.data.nbytes + spots.X.indices.nbytes + thumbnail.nbytes  # before compression
-    write_whole(path, lambda part: spots.write_h5ad(part, compression="gzip"), needs=needs)
+    return {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}
 
 
 def write_patches(
