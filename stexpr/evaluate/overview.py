@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from stexpr.data.tissue import TissueMask
-from stexpr.evaluate.figures import DPI, INK, NETWORK, WARN
+from stexpr.evaluate.figures import DPI, INK, NETWORK, PATIENT, WARN
 from stexpr.inference.slide_file import foreign_patches
 from stexpr.types import APPLICABLE, NOVELTY, PROVENANCE, SPATIAL
 
@@ -18,6 +18,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _ROUND_UM = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 _PANEL_IN = 3.4
 _PAPER = "#f3f4f6"
+_OUTLINE = 0.9
 
 
 def overview_figure(patches: Any, mask: TissueMask | None = None) -> Any:
@@ -53,6 +54,7 @@ def overview_figure(patches: Any, mask: TissueMask | None = None) -> Any:
     _draw_scale_bar(panels[0], width, height, float(made["mpp"]))
     for axes, (title, values) in zip(panels[1:], maps.items(), strict=False):
         _draw_map(figure, axes, _on_grid(patches, values, made), title)
+        _draw_outline(axes, (width, height), mask, PATIENT)
     for axes in panels:
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
         for spine in axes.spines.values():
@@ -85,11 +87,8 @@ def _draw_slide(
 
     axes.imshow(picture, extent=(0, size[0], size[1], 0), interpolation="antialiased")
     keys: list[Any] = []
-    if mask is not None and mask.mask.any() and not mask.mask.all():
-        shape = mask.mask.shape
-        x, y = ((np.arange(n) + 0.5) * length / n for n, length in zip(shape[::-1], size, strict=True))
-        axes.contour(x, y, mask.mask.astype(float), levels=[0.5], colors=[NETWORK], linewidths=0.9)
-        keys.append(Line2D([], [], color=NETWORK, linewidth=0.9, label="tissue"))
+    if _draw_outline(axes, size, mask, NETWORK):
+        keys.append(Line2D([], [], color=NETWORK, linewidth=_OUTLINE, label="tissue"))
     if foreign.any():
         values, extent = cells
         wash = np.where(values > 0, 1.0, np.nan)
@@ -98,6 +97,15 @@ def _draw_slide(
     axes.set_title("slide", fontsize=10, color=INK)
     if keys:
         axes.legend(handles=keys, loc="upper right", fontsize=7, framealpha=0.85, edgecolor="none")
+
+
+def _draw_outline(axes: Any, size: tuple[float, float], mask: TissueMask | None, color: str) -> bool:
+    """Draw the outline of the tissue, if there is one to draw, and tell."""
+    if mask is None or mask.mask.all() or not mask.mask.any():
+        return False
+    x, y = ((np.arange(n) + 0.5) * length / n for n, length in zip(mask.mask.shape[::-1], size, strict=True))
+    axes.contour(x, y, mask.mask.astype(float), levels=[0.5], colors=[color], linewidths=_OUTLINE)
+    return True
 
 
 def _draw_scale_bar(axes: Any, width: float, height: float, mpp: float) -> None:

@@ -171,10 +171,8 @@ def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float3
     """Return the half-widths of the model's intervals by column: of one coverage, or of all it has."""
     known = model.intervals.coverages if model.intervals is not None else ()
     if coverage is not None and coverage not in known:
-        has = (
-            f"has those of {', '.join(f'{value:g}' for value in known)}" if known else "has none; export it with stexpr export"
-        )
-        raise ModelError(f"the model has no {coverage:g} intervals; it {has}")
+        others = f"it has those of {', '.join(f'{value:g}' for value in known)}" if known else "export it with stexpr export"
+        raise ModelError(f"the model has no {coverage:g} prediction intervals; {others}")
     if model.intervals is None:
         return {}
     wanted = [i for i, value in enumerate(known) if coverage in (None, value)]
@@ -186,8 +184,8 @@ def _scale(image: SlideImage, mpp: float | None) -> tuple[float, str, tuple[str,
     if mpp is None:
         if image.mpp is None:
             raise ScaleError(
-                f"slide {image.path} does not say its microns per pixel; give them with --mpp (0.25 for a 40x scan, 0.5 for 20x, "
-                "where the scanner's log says so)"
+                f"slide {image.path} does not say its microns per pixel; give them (--mpp): often 0.25 for a scan at 40x and "
+                "0.5 for one at 20x, but look it up"
             )
         return image.mpp, "file", ()
     check_mpp(mpp, f"slide {image.path}")
