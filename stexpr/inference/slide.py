@@ -3,26 +3,26 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from stexpr.config.files import write_whole
 from stexpr.config.versions import PACKAGES, versions
 from stexpr.data.grid import SlideGrid, tissue_grid
 from stexpr.data.hest import picture_entry
-from stexpr.data.images import SlideImage, open_image
+from stexpr.data.images import ArrayImage, SlideImage, open_image
 from stexpr.data.section import check_mpp
 from stexpr.data.tissue import TissueMask, find_tissue
 from stexpr.errors import ConfigError, DataError, DomainWarning, ModelError, ScaleError
 from stexpr.inference import pick_device
 from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
-from stexpr.inference.patches import PatchCutter, run_model
+from stexpr.inference.patches import Outputs, PatchCutter, run_model
 from stexpr.inference.slide_file import FOREIGN_ABOVE, PredictionFile, read_prediction
 from stexpr.models.export import LoadedModel, load_model
 from stexpr.types import PROVENANCE, SPATIAL, Progress, silent
@@ -45,14 +45,14 @@ class SlidePrediction:
         mask: Tissue of the slide.
         grid: Its patches.
         n_foreign: Patches unlike those the model was trained on; None where the model cannot tell.
-        notes: What a user should know, the warnings given among it.
+        warnings: In what the slide differs from the model's training data.
     """
 
     path: Path
     mask: TissueMask
     grid: SlideGrid
     n_foreign: int | None
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def read(self, genes: Sequence[str] | None = None) -> Any:
         """Read the AnnData; of some genes, these alone, so that a slide of any size fits.
@@ -126,45 +126,59 @@ def predict_slide(
     if abstain and not loaded.has_reference:
         raise ModelError("the model does not know its training patches, so it cannot abstain; export it with stexpr export")
     with open_image(slide) as image:
-        own_mpp, mpp_source, notes = _scale(image, mpp)
+        own_mpp, source, notes = _scale(image, mpp)
         notes += warn_of_foreign(loaded, own_mpp, about or {})
-        mask, grid = _layout(image, own_mpp, loaded, stride_um, min_tissue)
+        # Read once: of a slide without levels this is all of it.
+        picture = image.thumbnail(_PICTURE_PX)
+        mask, grid = _layout(image, picture, own_mpp, loaded, stride_um, min_tissue)
         cutter = PatchCutter.of(loaded, image, own_mpp, mask, grid.centers)
-        n, n_features = len(grid), loaded.n_features if features else 0
-        counted: list[int] = []
+        batches = progress(cutter.batches(grid.centers, batch_size), slide.name, math.ceil(len(grid) / batch_size))
+        made = {
+            "slide": {"file": slide.name, "bytes": slide.stat().st_size, "read_by": image.backend},
+            "mpp": own_mpp,
+            "mpp_source": source,
+            "about": dict(about or {}),
+            "min_tissue": min_tissue,
+            "abstained": abstain,
+            "symmetries": loaded.release.symmetries if symmetries is None else symmetries,
+            "device": loaded.device.type,
+            "warnings": list(notes),
+            **_described(loaded, grid, own_mpp),
+        }
+        entry = picture_entry(picture, scale=picture.shape[1] / image.width, spot_px=min(grid.side, grid.stride))
+        uns = {PROVENANCE: json.dumps(made), SPATIAL: {slide.stem: entry}}
+        stream = run_model(loaded, batches, precision=precision, symmetries=symmetries)
+        n_foreign = _write(output, stream, loaded, grid, half_widths, uns, features=features, abstain=abstain)
+    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, notes)
 
-        def write(part: Path) -> None:
-            with PredictionFile(
-                part,
-                n,
-                loaded.genes,
-                n_features=n_features,
-                spread=len(loaded.networks) > 1,
-                novelty=loaded.has_reference,
-            ) as file:
-                batches = progress(cutter.batches(grid.centers, batch_size), f"{n:,} patches", math.ceil(n / batch_size))
-                for outputs in run_model(loaded, batches, precision=precision, symmetries=symmetries):
-                    file.append(outputs, abstain=abstain)
-                counted.append(int((~file.applicable).sum()))
-                made = {
-                    "slide": {"file": slide.name, "bytes": slide.stat().st_size, "read_by": image.backend},
-                    "mpp": own_mpp,
-                    "mpp_source": mpp_source,
-                    "about": dict(about or {}),
-                    "min_tissue": min_tissue,
-                    "abstained": abstain,
-                    "symmetries": loaded.release.symmetries if symmetries is None else symmetries,
-                    "device": loaded.device.type,
-                    "warnings": list(notes),
-                    **_described(loaded, grid, own_mpp),
-                }
-                uns = {PROVENANCE: json.dumps(made), SPATIAL: {slide.stem: _picture(image, grid)}}
-                file.finish(_patches(grid, slide.stem), grid.centers, half_widths, uns)
 
-        write_whole(output, write, needs=4 * n * (len(loaded.genes) * (1 + (len(loaded.networks) > 1)) + n_features + 16))
-    if not loaded.has_reference:
-        notes += ("the model does not know its training patches: no patch could be found foreign",)
-    return SlidePrediction(output, mask, grid, counted[0] if loaded.has_reference else None, notes)
+def _write(
+    output: Path,
+    stream: Iterable[Outputs],
+    model: LoadedModel,
+    grid: SlideGrid,
+    half_widths: dict[str, Float32[Array, "G"]],
+    uns: dict[str, Any],
+    *,
+    features: bool,
+    abstain: bool,
+) -> int:
+    """Write what comes out of the model, and count the foreign patches."""
+    n_foreign = 0
+    n_features, spread = model.n_features if features else 0, len(model.networks) > 1
+
+    def write(part: Path) -> None:
+        nonlocal n_foreign
+        with PredictionFile(
+            part, len(grid), model.genes, n_features=n_features, spread=spread, novelty=model.has_reference
+        ) as file:
+            for outputs in stream:
+                file.append(outputs, abstain=abstain)
+            file.finish(_patches(grid, next(iter(uns[SPATIAL]))), grid.centers, half_widths, uns)
+            n_foreign = int((~file.applicable).sum())
+
+    write_whole(output, write, needs=4 * len(grid) * (len(model.genes) * (1 + spread) + n_features))
+    return n_foreign
 
 
 def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float32[Array, "G"]]:
@@ -197,12 +211,18 @@ def _scale(image: SlideImage, mpp: float | None) -> tuple[float, str, tuple[str,
 
 
 def _layout(
-    image: SlideImage, mpp: float, model: LoadedModel, stride_um: float | None, min_tissue: float
+    image: SlideImage,
+    picture: UInt8[Array, "H W 3"],
+    mpp: float,
+    model: LoadedModel,
+    stride_um: float | None,
+    min_tissue: float,
 ) -> tuple[TissueMask, SlideGrid]:
-    """Find the tissue and lay the grid of the model's field of view over it."""
+    """Find the tissue in a picture of the whole slide and lay the grid of the model's field of view over it."""
     side = model.preprocessing.window_px * model.preprocessing.mpp / mpp
     try:
-        mask = find_tissue(image, mpp)
+        small = find_tissue(ArrayImage(picture), mpp * max(image.width, image.height) / max(picture.shape[:2]))
+        mask = TissueMask(small.mask, image.width, image.height)
         stride = side if stride_um is None else stride_um / mpp
         return mask, tissue_grid(mask, side=side, stride=stride, min_tissue=min_tissue)
     except (ConfigError, DataError) as err:
@@ -235,8 +255,3 @@ def _patches(grid: SlideGrid, name: str) -> pd.DataFrame:
     names = pd.Index([f"{name}:{row}x{column}" for row, column in cells], dtype=object)
     columns = {"row": grid.rows, "column": grid.columns, "tissue_fraction": grid.tissue_fraction}
     return pd.DataFrame(columns, index=names)
-
-
-def _picture(image: SlideImage, grid: SlideGrid) -> dict[str, Any]:
-    thumbnail = image.thumbnail(_PICTURE_PX)
-    return picture_entry(thumbnail, scale=thumbnail.shape[1] / image.width, spot_px=min(grid.side, grid.stride))

@@ -24,11 +24,7 @@ _MOMENTS = ("predicted_mean", "predicted_sd")
 
 
 class PredictionFile:
-    """An `.h5ad` whose matrices are filled row by row on the disk; in memory stays one number of each patch.
-
-    Attributes:
-        abstained: Patches so far whose predictions were withheld.
-    """
+    """An `.h5ad` whose matrices are filled row by row on the disk; in memory stays one number of each patch."""
 
     def __init__(self, path: Path, n: int, genes: Sequence[str], *, n_features: int, spread: bool, novelty: bool) -> None:
         """Make the file.
@@ -43,7 +39,6 @@ class PredictionFile:
         """
         from anndata.io import write_elem
 
-        self.abstained = 0
         self._genes = list(genes)
         self._novelty = np.full(n if novelty else 0, np.nan, dtype=np.float32)
         self._done = 0
@@ -82,7 +77,6 @@ class PredictionFile:
         self._count(outputs.expression[fitting])
         values = outputs._asdict()
         if abstain and not fitting.all():
-            self.abstained += int((~fitting).sum())
             for name in ("expression", "spread"):
                 values[name] = np.where(fitting[:, None], values[name], np.float32(np.nan))
         for name, matrix in self._matrices.items():
