@@ -52,9 +52,7 @@ def write_model(folder: Path) -> None:
     counts = rng.poisson(0.002 * library[:, None] * np.ones(N_GENES)).astype(np.float32)
     config = NetworkConfig(backbone="tiny")
     objective = make_objective(config.loss, counts=counts, library=library, transform=transform, standardize=True)
-    model = build_spot_regressor(
-        config, window_px=WINDOW_PX, main_objective=objective, auxiliary_objective=None, seed=0
-    )
+    model = build_spot_regressor(config, window_px=WINDOW_PX, main_objective=objective, auxiliary_objective=None, seed=0)
     genes = tuple(f"GENE{i}" for i in range(N_GENES))
     features = rng.normal(size=(BANK, model.backbone.n_features)).astype(np.float32)
     save_model(
@@ -159,7 +157,10 @@ def main() -> None:
         "slides": rows,
         "line": line,
         "device": device(),
-        "versions": {"python": platform.python_version(), **versions((*PACKAGES, "tifffile", "imagecodecs", "anndata", "h5py"))},
+        "versions": {
+            "python": platform.python_version(),
+            **versions((*PACKAGES, "tifffile", "imagecodecs", "anndata", "h5py")),
+        },
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -90,7 +90,10 @@ def _point_at_tiles(path: Path, blocks: Bool[Array, "rows columns"], downsamples
             per_block = BLOCK_PX // (_TILE_PX * down)
             tissue = blocks.repeat(per_block, axis=0).repeat(per_block, axis=1)[:rows, :columns]
             chosen = np.where(tissue, rng.integers(0, _VARIANTS, tissue.shape), _VARIANTS)
-            encoded = [*(_jpeg(_texture(rng)) for _ in range(_VARIANTS)), _jpeg(np.full((_TILE_PX, _TILE_PX, 3), _GLASS, np.uint8))]
+            encoded = [
+                *(_jpeg(_texture(rng)) for _ in range(_VARIANTS)),
+                _jpeg(np.full((_TILE_PX, _TILE_PX, 3), _GLASS, np.uint8)),
+            ]
             file.filehandle.seek(0, io.SEEK_END)
             starts = []
             for content in encoded:

@@ -34,6 +34,10 @@ FROZEN = {
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
     "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
+    "predict": sorted(
+        ["--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"]
+        + ["--output", "--preservation", "--species", "--stride", "--tissue", "-m", "-o", "SLIDE"]
+    ),
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),

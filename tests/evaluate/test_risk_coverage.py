@@ -92,6 +92,12 @@ def test_what_is_no_curve_is_refused():
         risk_coverage(np.array([np.nan]), np.array([1.0]), np.array(["a"]))
     assert np.isnan(risk_coverage(np.array([1.0]), np.array([0.0]), np.array(["a"])).gain)
     whole = risk_coverage(np.array([1.0]), np.array([0.5]), np.array(["a"])).to_dict()
-    for broken in ({}, {**whole, "area": []}, {**whole, "coverage": "x"}, {**whole, "risk": [[1.0]]}, {**whole, "patients": []}):
+    for broken in (
+        {},
+        {**whole, "area": []},
+        {**whole, "coverage": "x"},
+        {**whole, "risk": [[1.0]]},
+        {**whole, "patients": []},
+    ):
         with pytest.raises(DataError, match="no risk-coverage curve"):
             RiskCoverage.from_dict(broken)
