@@ -100,8 +100,9 @@ def fitted_reference(folder: Path, window_px: int) -> Any:
     for seed in (7, 8):
         height = max(600, 3 * window_px)
         pixels = slide_pixels(height, 3 * height // 2, seed=seed)
-        corners = np.random.default_rng(seed).integers(-height // 5, height // 5 + 1, (150, 2)) - window_px // 2
-        inside = [pixels[y : y + window_px, x : x + window_px] for x, y in corners + (3 * height // 4, height // 2)]
+        around = np.random.default_rng(seed).integers(-height // 5, height // 5 + 1, (150, 2))
+        corners = np.array([3 * height // 4, height // 2]) + around - window_px // 2
+        inside = [pixels[y : y + window_px, x : x + window_px] for x, y in corners]
         patches = torch.from_numpy(np.stack(inside)).permute(0, 3, 1, 2)
         features.append(load_model(folder)(patches).features.numpy())
         sections += [str(seed)] * len(inside)

@@ -1,9 +1,9 @@
 """Memory and time of `predict_slide` against tissue area: `python benchmarks/speed/slide.py [--quick] [--profile]`.
 
 Pyramids of 40,000 x 40,000 px at 0.5 um/px (20 x 20 mm) with tissue in 5 to 80 blocks of 4,096 px; a small network with 250
-genes and a reference of 4,000 training patches, patches of 224 px side by side. Each slide is predicted in a process of its own,
-whose peak memory is counted above what it held after the imports and the loading of the model. Times are processor seconds: on a
-busy machine the clock on the wall also counts waiting.
+genes and a reference of 4,000 training patches, patches of 224 px side by side. Each slide is predicted in a process of its
+own, whose peak memory is counted above what it held after the imports and the loading of the model. Times are processor
+seconds: on a busy machine the clock on the wall also counts waiting.
 
 Writes benchmarks/results/speed-slide.json; `--quick` runs a small size to see that all works, and writes nothing; `--profile`
 prints where the time of the largest slide goes.
@@ -159,7 +159,7 @@ def main() -> None:
         "device": device(),
         "versions": {
             "python": platform.python_version(),
-            **versions((*PACKAGES, "tifffile", "imagecodecs", "anndata", "h5py")),
+            **versions((*PACKAGES, "tifffile", "imagecodecs", "h5py")),
         },
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,22 @@ from stexpr.config import BASELINES
 Run = Callable[..., tuple[int, str, str]]
 
 SWEEP_FLAGS = ["--address", "--engine", "--gpus", "--runs", "--slurm", "--threads", "--workers", "--yes"]
+PREDICT_FLAGS = [
+    "--abstain",
+    "--batch-size",
+    "--coverage",
+    "--device",
+    "--features",
+    "--genes",
+    "--min-tissue",
+    "--model",
+    "--mpp",
+    "--output",
+    "--preservation",
+    "--species",
+    "--stride",
+    "--tissue",
+]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
@@ -34,10 +50,7 @@ FROZEN = {
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
     "hest-bench": ["--device", "--encoder", "--output", "--random-weights", "--task", "-o", "FOLDER"],
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
-    "predict": sorted(
-        ["--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"]
-        + ["--output", "--preservation", "--species", "--stride", "--tissue", "-m", "-o", "SLIDE"]
-    ),
+    "predict": sorted([*PREDICT_FLAGS, "-m", "-o", "SLIDE"]),
     "prepare": ["--from", "--output", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),

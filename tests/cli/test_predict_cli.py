@@ -76,7 +76,7 @@ def test_what_is_refused_is_one_line(stexpr: Run, model: Path, tmp_path: Path, a
 
 @pytest.mark.real
 def test_a_slide_of_a_scanner(stexpr: Run, model: Path, shared_data: Path):
-    code, out, err = stexpr(
+    code, _, err = stexpr(
         "predict", shared_data / "wsi" / "cmu_small_region.svs", "-m", model, "--stride", "100", "--preservation", "FFPE"
     )
     assert code == 0, err
