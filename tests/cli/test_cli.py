@@ -23,20 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 SWEEP_FLAGS = ["--address", "--engine", "--gpus", "--runs", "--slurm", "--threads", "--workers", "--yes"]
 PREDICT_FLAGS = [
-    "--abstain",
-    "--batch-size",
-    "--coverage",
-    "--device",
-    "--features",
-    "--genes",
-    "--min-tissue",
-    "--model",
-    "--mpp",
-    "--output",
-    "--preservation",
-    "--species",
-    "--stride",
-    "--tissue",
+    *("--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"),
+    *("--output", "--preservation", "--species", "--stride", "--tissue"),
 ]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
