@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluate.hest.bench": ["hest_bench"],
         "evaluate.inflation": ["inflation"],
         "evaluate.leaderboard": ["Leaderboard", "build_leaderboard"],
+        "inference.slide": ["predict_slide"],
         "models.export": ["load_model"],
         "train.study": ["run_study"],
     },

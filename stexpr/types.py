@@ -29,6 +29,18 @@ MEASURED = "measured"
 COUNTS = "counts"
 """Key in `AnnData.layers` of a predictions file: the raw counts of its genes, sparse."""
 
+FEATURES = "X_stexpr"
+"""Key in `AnnData.obsm`: features of an encoder."""
+
+SPREAD = "spread"
+"""Key in `AnnData.layers`: standard deviation of a prediction between the networks of an ensemble."""
+
+NOVELTY = "novelty"
+"""Column of `AnnData.obs`: distance of a patch from a model's training patches, in thresholds."""
+
+APPLICABLE = "applicable"
+"""Column of `AnnData.obs`: whether a patch is of the kind a model was trained on."""
+
 PROVENANCE = "stexpr"
 """Key in `AnnData.uns` for what made a file."""
 

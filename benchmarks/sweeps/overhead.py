@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from stexpr.config.sweep import load_sweep
+from stexpr.config.versions import versions
 from stexpr.data.cards import load_card
 from stexpr.data.prepare import prepare
 from stexpr.data.synthetic import write_synthetic
-from stexpr.evaluate.records import versions
 from stexpr.train.sweep.plan import plan_sweep
 from stexpr.train.sweep.run import missing_runs
 from stexpr.train.sweep.states import sweep_status

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, export, sweep, terminal, tracker
+from stexpr.cli import config, data, export, predict, sweep, terminal, tracker
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(tracker.app, name="wandb")
 app.command()(export.export)
+app.command()(predict.predict)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as training.lr=1e-3")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]

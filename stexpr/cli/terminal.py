@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from stexpr.errors import DomainWarning
 
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find them
     import stexpr.data.store
@@ -60,6 +63,22 @@ def say(line: str) -> None:
 def fail(message: str) -> None:
     """Print one line of an error on stderr, unwrapped, so that it can be read by people and programs."""
     print(f"stexpr: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print each warning of a model used outside of its domain as one line on stderr, inside the block."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DomainWarning):
+            fail(f"warning: {message}")
+        else:
+            usual(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", DomainWarning)
+        yield
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:

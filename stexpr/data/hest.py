@@ -39,12 +39,17 @@ def write_spots(path: Path, spots: Any, thumbnail: UInt8[Array, "H W 3"], *, sca
         scale: Thumbnail pixels per level-0 pixel.
         spot_px: Diameter of a spot in level-0 px, where it is known; scanpy draws spots at that size.
     """
+    picture = picture_entry(thumbnail, scale=scale, spot_px=spot_px)
+    spots.uns[SPATIAL] = {**spots.uns.get(SPATIAL, {}), "ST": picture}
+    write_anndata(path, spots, more_bytes=thumbnail.nbytes)
+
+
+def picture_entry(thumbnail: UInt8[Array, "H W 3"], *, scale: float, spot_px: float | None) -> dict[str, Any]:
+    """Return the entry of `uns["spatial"]` in which scanpy and squidpy look for the picture behind spots; see `write_spots`."""
     factors = {"tissue_downscaled_fullres_scalef": scale}
     if spot_px is not None:
         factors["spot_diameter_fullres"] = spot_px
-    picture = {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}
-    spots.uns[SPATIAL] = {**spots.uns.get(SPATIAL, {}), "ST": picture}
-    write_anndata(path, spots, more_bytes=thumbnail.nbytes)
+    return {"images": {"downscaled_fullres": thumbnail}, "scalefactors": factors}
 
 
 def write_anndata(path: Path, spots: Any, *, more_bytes: int = 0) -> None:

@@ -24,6 +24,8 @@ Number: TypeAlias = float | int
 
 _PLAIN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _WHITE = (255, 255, 255)
+_WHOLE_PX = 250_000_000
+"""A TIFF without tiles is decoded whole up to this size, and by its strips above."""
 _GAP = 2
 """Before a strong reduction, pixels are averaged in blocks that leave at least this factor to the filter, which keeps cutting
 patches cheap beside decoding the image."""
@@ -182,7 +184,8 @@ def open_image(path: Path, *, blank: Sequence[tuple[int, int, int, int]] = (), b
     """Open an image file by its header; pixels are decoded at the first read.
 
     Args:
-        path: A slide (openslide), an OME or other TIFF pyramid, a JPEG, PNG or plain TIFF.
+        path: A slide (openslide), an OME or other TIFF pyramid, a JPEG, PNG or plain TIFF. A DICOM slide is one of its files or
+            their folder; an MRXS slide is the .mrxs file, with its folder beside it.
         blank: Level-0 rectangles (x0, y0, x1, y1) painted white, such as an inset picture.
         blank_below: Pixels none of whose channels is above this value are background that somebody blacked out: they and
             the rim of mixed pixels around them are painted white.
@@ -200,8 +203,12 @@ def open_image(path: Path, *, blank: Sequence[tuple[int, int, int, int]] = (), b
 
 def _open_raster(path: Path) -> Raster:
     """Choose the reader of an image file by what the file is."""
+    if path.is_dir():
+        return OpenSlideRaster(_dicom_file(path))
     if not path.is_file():
         raise DataError(f"image {path} does not exist; fetch the cohort's files or correct the path on its card")
+    if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+        raise DataError(f"slide {path} lacks its folder: an MRXS slide is the file and {path.with_suffix('')} beside it")
     if path.suffix.lower() not in _PLAIN_SUFFIXES:
         vendor = slide_vendor(path)
         # openslide takes any tiled TIFF, but sees neither the levels of an OME-TIFF nor its scale.
@@ -212,6 +219,14 @@ def _open_raster(path: Path) -> Raster:
     return PillowRaster(path)
 
 
+def _dicom_file(folder: Path) -> Path:
+    """Find a file of the DICOM slide in a folder; openslide finds its other files by itself."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and slide_vendor(path) == "dicom":
+            return path
+    raise DataError(f"{folder} is a folder without a DICOM slide; give the slide's file (of MRXS, the .mrxs file beside it)")
+
+
 def _starts_as_tiff(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -219,7 +234,7 @@ def _starts_as_tiff(path: Path) -> bool:
 
 def _open_tiff(path: Path, tiled: bool) -> Raster:
     tiff = TiffRaster(path)
-    if len(tiff.sizes) > 1:
+    if len(tiff.sizes) > 1 or (not tiled and math.prod(tiff.sizes[0]) > _WHOLE_PX):
         return tiff
     # Without levels in the OME manner, the others know more: openslide levels of other manners, Pillow more compressions.
     other = OpenSlideRaster(path) if tiled else PillowRaster(path)

@@ -6,7 +6,7 @@ lets go of it at `close`, so that a cohort of large images never holds more than
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -23,7 +23,12 @@ MAX_PIXELS = 4_000_000_000
 """Largest image decoded whole; one of this size takes 16 GB, and a larger one wants a pyramid."""
 MPP_RANGE = (0.05, 20.0)
 """Microns per pixel a microscope image can have. TIFF files without a scale say 72 or 300 dots per inch: 353 or 85 µm."""
+CACHE_BYTES = 256_000_000
+"""Decoded tiles kept of one file. Patches read row by row meet a tile again with the next row: two rows of tiles of a slide of
+100,000 px fit."""
 _WHITE = (255, 255, 255)
+_BAND_PX = 16_000_000
+"""Pixels decoded at a time for a reduced view."""
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _LIMITS = threading.RLock()
 
@@ -126,9 +131,13 @@ class OpenSlideRaster:
 
         slide = self._open()
         scale = slide.level_downsamples[level]
-        corner = (round(box[0] * scale), round(box[1] * scale))
+
+        def read(part: Box) -> Image.Image:
+            corner = (round(part[0] * scale), round(part[1] * scale))
+            return as_rgb(slide.read_region(corner, level, (part[2] - part[0], part[3] - part[1])), self.path)
+
         try:
-            return as_rgb(slide.read_region(corner, level, (box[2] - box[0], box[3] - box[1])), self.path).reduce(factor)
+            return in_bands(read, box, factor)
         except openslide.OpenSlideError as err:
             # openslide answers nothing more after an error.
             self.close()
@@ -146,9 +155,23 @@ class OpenSlideRaster:
         if self._slide is None:
             try:
                 self._slide = openslide.OpenSlide(str(self.path))
+                self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
             except (openslide.OpenSlideError, OSError) as err:
                 raise DataError(f"{self.path} is not a slide that can be read ({reason(err)}); fetch it again") from err
         return self._slide
+
+
+def in_bands(read: Callable[[Box], Image.Image], box: Box, factor: int) -> Image.Image:
+    """Read a box averaged over factor x factor px, a band at a time: a view of a slide must not need all its pixels at once."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    band = max(1, _BAND_PX // width // factor) * factor
+    if band >= height:
+        return read(box).reduce(factor)
+    canvas = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, band):
+        part = (box[0], box[1] + top, box[2], min(box[1] + top + band, box[3]))
+        canvas.paste(read(part).reduce(factor), (0, top // factor))
+    return canvas
 
 
 def cut(picture: Image.Image, box: Box, factor: int) -> Image.Image:

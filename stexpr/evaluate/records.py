@@ -5,9 +5,7 @@ A run folder holds `config.yaml`, `metrics.jsonl`, `model/`, `predictions.h5ad`,
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
@@ -17,7 +15,7 @@ from stexpr.config import Strict, content_hash, validated
 from stexpr.config.files import write_whole
 from stexpr.errors import ConfigError, DataError
 
-__all__ = ["Record", "Run", "Runs", "Value", "read_predictions", "read_record", "read_records", "versions", "write_record"]
+__all__ = ["Record", "Run", "Runs", "Value", "read_predictions", "read_record", "read_records", "write_record"]
 
 FORMAT: Final = 1
 RECORD = "record.json"
@@ -25,7 +23,6 @@ PREDICTIONS = "predictions.h5ad"
 CONFIG = "config.yaml"
 FOLDS = "folds.json"
 MODEL = "model"
-PACKAGES = ("stexpr", "torch", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 
 Plain: TypeAlias = dict[str, JsonValue]
 
@@ -244,18 +241,3 @@ def read_records(folder: Path) -> Runs:
     if not complete and not incomplete:
         raise DataError(f"{folder} holds no run; make some with stexpr train")
     return Runs(tuple(complete), tuple(incomplete))
-
-
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of the packages that make numbers; nothing of the environment is read.
-
-    Returns:
-        Version by package, "not installed" where absent.
-    """
-    found: dict[str, Any] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -14,12 +14,13 @@ from jaxtyping import Float32
 
 from stexpr.config import BackboneConfig, NetworkConfig, StudyConfig, content_hash, described
 from stexpr.config.files import write_whole
+from stexpr.config.versions import versions
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.figures import gene_map_figure
 from stexpr.evaluate.gene_scores import SCORING
-from stexpr.evaluate.records import Record, versions
+from stexpr.evaluate.records import Record
 from stexpr.evaluate.score import Scores, score
 from stexpr.inference import pick_device, predictions_anndata
 from stexpr.models.encoders import ENCODERS, known_encoder

@@ -24,6 +24,10 @@ from stexpr.config import BASELINES
 Run = Callable[..., tuple[int, str, str]]
 
 SWEEP_FLAGS = ["--address", "--engine", "--gpus", "--runs", "--slurm", "--threads", "--workers", "--yes"]
+PREDICT_FLAGS = [
+    *("--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"),
+    *("--output", "--preservation", "--species", "--stride", "--tissue"),
+]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
@@ -34,11 +38,13 @@ FROZEN = {
     "data verify": ["CARD", "FOLDER"],
     "demo": ["--output", "--quick", "--seed", "-o"],
     "doctor": [],
+    "export": sorted(["--cohort", "--device", "--model", "--output", "--seed", "-o", "RUNS"]),
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
     "hest-bench": sorted(
         ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]
     ),
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
+    "predict": sorted([*PREDICT_FLAGS, "-m", "-o", "SLIDE"]),
     "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),

@@ -11,8 +11,9 @@ from planted_runs import make_record
 from pydantic import ValidationError
 
 from stexpr.config import content_hash
+from stexpr.config.versions import versions
 from stexpr.errors import DataError
-from stexpr.evaluate.records import Record, Value, read_record, read_records, versions, write_record
+from stexpr.evaluate.records import Record, Value, read_record, read_records, write_record
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

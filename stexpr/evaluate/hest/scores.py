@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stexpr.config.files import write_together
+from stexpr.config.versions import PACKAGES, versions
 from stexpr.evaluate.hest.folder import PATCH_UM
 from stexpr.evaluate.hest.probe import N_COMPONENTS, SEED, VARIANTS, Variant, VariantScore
-from stexpr.evaluate.records import PACKAGES, versions
 
 __all__ = ["FoldScore", "HestBenchmark", "TaskScore", "result_notes"]
 

@@ -11,12 +11,12 @@ from string import Template
 from typing import Any, Final
 
 from stexpr.config.files import write_whole
+from stexpr.config.versions import versions
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.page import figures, tables, words
 from stexpr.evaluate.page.maps import SectionMap
 from stexpr.evaluate.page.payload import json_text, maps_payload
 from stexpr.evaluate.page.view import BoardView, board_view
-from stexpr.evaluate.records import versions
 
 __all__ = ["write_page"]
 
