@@ -34,7 +34,7 @@ IN_ONE_MODULE = {
     "squidpy": None,
     "plotly": "evaluate.page.figures",
     "itables": "evaluate.page.tables",
-    "igraph": "evaluate.spatial",
+    "igraph": "evaluate.domains",
 }
 """Optional or heavy dependencies and the module that may import them, None while none does."""
 DOCTOR = "cli.doctor"  # it imports everything, to say what is missing
