@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluate"},
     {"engines"},
     {"train"},
-    {"tl", "pl"},
+    {"tl", "pl", "lazyslide"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -8,11 +8,12 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float32, Float64, Int64
 
+from stexpr.data.provenance import noted
 from stexpr.errors import DataError, GeneError, nearest
 from stexpr.panel import ExpressionTransform
 from stexpr.types import COUNTS
 
-__all__ = ["Measured", "measured_counts"]
+__all__ = ["Measured", "measured_counts", "measured_of", "unit_of"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _EXAMPLES = 5
@@ -85,6 +86,34 @@ def measured_counts(adata: Any, genes: Sequence[str], *, layer: str | None = Non
         counts=counts[:, columns],
         library=np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(),
     )
+
+
+def unit_of(adata: Any, key: str) -> ExpressionTransform:
+    """Return the unit of a prediction in `obsm`, as `uns["stexpr"]` says it.
+
+    Raises:
+        DataError: It does not.
+    """
+    said = noted(adata, key).get("expression")
+    if said is None:
+        raise DataError(f'the unit of obsm[{key!r}] is unknown: uns["stexpr"] does not say how it was made')
+    return ExpressionTransform(**said)
+
+
+def measured_of(
+    adata: Any, key: str, gene: str, *, layer: str | None = None, gene_symbols: str | None = None
+) -> Float64[Array, "S"] | None:
+    """Return what was measured of a gene, in the unit of the prediction in `obsm[key]`; None if it was not measured.
+
+    Raises:
+        DataError: There are no raw counts, or the unit is unknown.
+        GeneError: The gene stands more than once, or none of the prediction's genes was measured.
+    """
+    measured = measured_counts(adata, list(adata.obsm[key].columns), layer=layer, gene_symbols=gene_symbols)
+    if gene not in measured.genes:
+        return None
+    expression: Array = measured.expression(unit_of(adata, key))[:, measured.genes.index(gene)].astype(np.float64)
+    return expression
 
 
 def _counts(adata: Any, layer: str | None) -> sp.csr_matrix:

@@ -6,8 +6,8 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
+from stexpr.data.provenance import note
 from stexpr.errors import DataError
-from stexpr.inference.provenance import note
 from stexpr.models.export import LoadedModel
 from stexpr.tl.sections import Applied, ApplyOptions, apply_model
 from stexpr.tl.target import target, write

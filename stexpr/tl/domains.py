@@ -1,19 +1,20 @@
 """Tissue domains of an AnnData: clusters of spots by the features of their image, or by expression."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float
 
+from stexpr.data.provenance import note
 from stexpr.errors import DataError, nearest
 from stexpr.evaluate.domains import GRAPH_NEIGHBORS, N_COMPONENTS, find_domains, neighbor_graph, wanted_domains
-from stexpr.inference import Array
-from stexpr.inference.provenance import note
 from stexpr.tl.target import target, write
 
 __all__ = ["spatial_domains"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def spatial_domains(

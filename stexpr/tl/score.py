@@ -1,24 +1,26 @@
 """Predicted against measured expression, in an AnnData that holds both."""
 
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64
 
+from stexpr.data.provenance import note, noted
 from stexpr.errors import DataError, DataWarning, nearest
 from stexpr.evaluate.ceiling import noise_ceiling
-from stexpr.evaluate.measured import Measured, measured_counts
+from stexpr.evaluate.intervals import spatial_blocks
+from stexpr.evaluate.measured import Measured, measured_counts, unit_of
 from stexpr.evaluate.metrics import pearson_per_gene
-from stexpr.inference import Array
-from stexpr.inference.provenance import note, noted
 from stexpr.panel import ExpressionTransform
 from stexpr.tl.apply import EXPRESSION, STEM
 from stexpr.tl.target import rows_by, target, write
+from stexpr.types import SPATIAL
 
 __all__ = ["score_prediction"]
 
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _EXAMPLES = 5
 
 
@@ -59,7 +61,7 @@ def score_prediction(
     """
     own = target(adata, copy)
     table, how = _prediction(own, key)
-    transform = ExpressionTransform(**how["expression"])
+    transform = unit_of(own, key)
     measured = measured_counts(own, list(table.columns), layer=layer, gene_symbols=gene_symbols)
     if measured.absent:
         warnings.warn(
@@ -76,7 +78,7 @@ def score_prediction(
     for section, rows in sections.items():
         spots[section] = len(kept := rows[usable[rows]])
         if len(kept) >= 2:
-            r, ceiling = _scores(predicted[kept], measured, kept, transform)
+            r, ceiling = _scores(predicted[kept], measured, kept, transform, own.obsm[SPATIAL])
             values["r"].append(r)
             values["ceiling"].append(ceiling)
     if not values["r"]:
@@ -96,19 +98,18 @@ def _prediction(adata: Any, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         made = " (stexpr.tl.predict_expression makes it)" if key == EXPRESSION else ""
         raise DataError(f"obsm has no prediction {key!r}{made}; {nearest(key, adata.obsm)}")
     table, how = adata.obsm[key], noted(adata, key)
-    if not isinstance(table, pd.DataFrame) or "expression" not in how:
-        raise DataError(f'obsm[{key!r}] is not a prediction whose unit is known: uns["stexpr"] does not say how it was made')
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f"obsm[{key!r}] is {type(table).__name__}, not a table with the names of genes; predict it again")
     return table, how
 
 
 def _scores(
-    predicted: Float32[Array, "S G"], measured: Measured, rows: Int64[Array, "S"], transform: ExpressionTransform
+    predicted: Float32[Array, "S G"], measured: Measured, rows: Int64[Array, "S"], transform: ExpressionTransform, centers: Any
 ) -> tuple[Array, Array]:
-    """Return r and ceiling of every gene in the spots of a section."""
-    counts, library = measured.counts[rows], measured.library[rows]
+    """Return r and ceiling of every gene in the spots of a section; the same bits as in the record of a run."""
     r = pearson_per_gene(predicted, measured.expression(transform)[rows])
-    one_block = np.zeros(len(rows), dtype=np.int64)  # no interval is asked for
-    return r, noise_ceiling(counts, library, transform, one_block, replicates=1).value
+    blocks = spatial_blocks(*np.asarray(centers, dtype=np.float64)[rows, :2].T)
+    return r, noise_ceiling(measured.counts[rows], measured.library[rows], transform, blocks).value
 
 
 def _left_out(measured: Measured, columns: dict[str, Any], stem: str, usable: Any, how: dict[str, Any]) -> dict[str, Any]:

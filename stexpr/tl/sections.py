@@ -12,18 +12,19 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from stexpr.data.tissue import find_tissue
+from stexpr.data.tissue_image import ImageSource, TissueImage, find_image, library_of, pixel_size
 from stexpr.data.windows import Windows
 from stexpr.errors import DataError, DataWarning
-from stexpr.inference import Array, pick_device
+from stexpr.inference import pick_device
 from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
 from stexpr.inference.patches import Outputs, PatchCutter, run_model
-from stexpr.inference.tissue_image import ImageSource, TissueImage, find_image, library_of, pixel_size
 from stexpr.models.export import LoadedModel, load_model
 from stexpr.tl.target import rows_by
 from stexpr.types import SPATIAL, Progress, silent
 
 __all__ = ["Applied", "ApplyOptions", "Edge", "apply_model"]
 
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Edge: TypeAlias = Literal["nan", "pad", "raise"]
 OFF_IMAGE: Final = "patch leaves the image"
 TRAINED: Final = ("label", "cohort", "cohort_hash", *TISSUE_KEYS, "training_patients", "test_patients")

@@ -2,15 +2,16 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64
 
 from stexpr.errors import DataError, nearest
-from stexpr.inference import Array
 
 __all__ = ["rows_by", "target", "write"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def target(adata: Any, copy: bool) -> Any:

@@ -17,10 +17,10 @@ from stexpr.config.files import write_whole
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
-from stexpr.evaluate.figures import gene_map_figure
 from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record, versions
 from stexpr.evaluate.score import Scores, score
+from stexpr.evaluate.tissue_maps import gene_map_figure
 from stexpr.inference import pick_device, predictions_anndata
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train import folder as names
