@@ -185,7 +185,7 @@ class LoadedModel:
         Args:
             features: As in `PatchOutput`, on the model's device.
         """
-        parts = features.split([network.model.backbone.n_features for network in self.networks], dim=1)
+        parts = torch.split(features, [network.model.backbone.n_features for network in self.networks], dim=1)
         models = [network.model for network in self.networks]
         heads = [model.main_objective.expression(model.main_head(part)) for model, part in zip(models, parts, strict=True)]
         return self._on_genes(heads).nanmean(dim=0)
