@@ -146,21 +146,24 @@ def feature_colors(features: Float[Array, "S D"]) -> tuple[Float[Array, "S 3"], 
         Colors in [0, 1], each component stretched from its 1st to its 99th percentile, NaN without features; and the share of
         the variance each component has. Features of fewer than three dimensions leave the other colors at one half.
     """
-    from sklearn.decomposition import PCA
-
     known = np.isfinite(features).all(axis=1)
     colors, shares = np.full((len(features), 3), np.nan), np.zeros(3)
-    n = min(3, features.shape[1], int(known.sum()))
-    if not n:
+    if not known.any():
         return colors, shares
-    pca = PCA(n, svd_solver="full")
-    scores = pca.fit_transform(features[known].astype(np.float64))
+    centered = features[known].astype(np.float64)
+    centered -= centered.mean(axis=0)
+    left, values, rows = np.linalg.svd(centered, full_matrices=False)
+    n = min(3, len(values))
+    # the sign of a component is arbitrary: its largest loading counts as positive
+    sign = np.sign(rows[np.arange(n), np.abs(rows[:n]).argmax(axis=1)])
+    scores = left[:, :n] * values[:n] * sign
     low, high = np.percentile(scores, [1, 99], axis=0)
+    varies = high > low
     stretched = np.full((len(scores), 3), 0.5)
-    span = np.where(high > low, high - low, 1)
-    stretched[:, :n] = np.where(high > low, np.clip((scores - low) / span, 0, 1), 0.5)
+    stretched[:, :n] = np.where(varies, np.clip((scores - low) / np.where(varies, high - low, 1), 0, 1), 0.5)
     colors[known] = stretched
-    shares[:n] = np.nan_to_num(pca.explained_variance_ratio_)
+    total = float((values**2).sum())
+    shares[:n] = values[:n] ** 2 / total if total > 0 else 0
     return colors, shares
 
 
