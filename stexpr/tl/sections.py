@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from stexpr.data.tissue import find_tissue
 from stexpr.data.tissue_image import ImageSource, TissueImage, find_image, library_of, pixel_size
 from stexpr.data.windows import Windows
-from stexpr.errors import DataError, DataWarning
+from stexpr.errors import DataError, DataWarning, StexprError
 from stexpr.inference import pick_device
 from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
 from stexpr.inference.patches import Outputs, PatchCutter, run_model
@@ -122,20 +122,27 @@ def apply_model(
     about = {"species": species, "tissue": tissue, "preservation": preservation, "technology": technology}
     centers = _centers(adata)
     loaded = (model if isinstance(model, LoadedModel) else load_model(model)).to(pick_device(device))
+    averaged = loaded.release.symmetries if symmetries is None else symmetries
     outputs = _nothing(len(centers), loaded)
-    sections = []
+    sections: list[dict[str, Any]] = []
     for library, rows in _libraries(adata, library_id, library_key):
-        found = find_image(adata, _of(image, library, "image"), library)
-        size = pixel_size(found, library_of(adata, library), _of(mpp, library, "mpp"), spot_diameter_um)
-        section = _Section(found, size.mpp / found.scale, centers[rows] * found.scale, loaded)
-        foreign = warn_of_foreign(loaded, section.mpp, about, stacklevel=_USER)
-        kept = section.kept(edge)
-        for place, values in zip(outputs, section.run(kept, batch_size, symmetries, progress), strict=True):
+        try:
+            found = find_image(adata, _of(image, library, "image"), library)
+            size = pixel_size(found, library_of(adata, library), _of(mpp, library, "mpp"), spot_diameter_um)
+            section = _Section(found, size.mpp / found.scale, centers[rows] * found.scale, loaded)
+            foreign = warn_of_foreign(loaded, section.mpp, about, stacklevel=_USER)
+            kept = section.kept(edge)
+            done = section.run(kept, batch_size, averaged, progress)
+        except StexprError as err:
+            if library_key is not None:
+                err.add_note(f"in library {library}")
+            raise
+        for place, values in zip(outputs, done, strict=True):
             place[rows[kept]] = values
         left_out = {OFF_IMAGE: len(rows) - len(kept)} if len(kept) < len(rows) else {}
         said = {"library": library, "image": found.source, **asdict(size), "image_mpp": section.mpp}
         sections.append(said | {"n_spots": len(rows), "left_out": left_out, "foreign": list(foreign)})
-    how = {"sections": sections, "edge": edge, "symmetries": symmetries, **{k: v for k, v in about.items() if v}}
+    how = {"sections": sections, "edge": edge, "symmetries": averaged, **{k: v for k, v in about.items() if v}}
     return Applied(loaded, outputs, _described(loaded) | how)
 
 
@@ -179,7 +186,7 @@ class _Section:
         warnings.warn(f"{said}: their rows are NaN", DataWarning, stacklevel=_USER)
         return np.flatnonzero(inside)
 
-    def run(self, kept: Int64[Array, "N"], batch_size: int, symmetries: bool | None, progress: Progress) -> Outputs:
+    def run(self, kept: Int64[Array, "N"], batch_size: int, symmetries: bool, progress: Progress) -> Outputs:
         """Cut the patches of some spots and run the model over them."""
         image, centers = self.found.image, self.centers[kept]
         try:

@@ -281,6 +281,10 @@ def test_spots_on_several_images(model: Any, section: Section, tmp_path: Path) -
         tl.embed(both[np.argsort(mixed)].copy(), model, image={"x": first[1]}, mpp=1.0, library_key="library")
     with pytest.raises(DataError, match=r"choose one of its libraries with library_id=: x, y"):
         tl.embed(both, model, mpp=1.0)
+    lonely = both.uns["spatial"]["x"].pop("images")
+    with pytest.raises(DataError, match=r"there is no image.*\(in library x\)"):
+        tl.embed(both, model, mpp=1.0, library_key="library")
+    both.uns["spatial"]["x"]["images"] = lonely
     with pytest.raises(DataError, match=r"no library 'z'"):
         tl.embed(both, model, mpp=1.0, library_id="z")
     with pytest.raises(DataError, match="library_id is for spots on one image"):
