@@ -13,6 +13,7 @@
     └── ProtocolError    records that must not be compared                              (ValueError)
 
     DomainWarning        a model used outside of what it was trained on                 (UserWarning)
+    DataWarning          part of the data could not be used                             (UserWarning)
 
 A message says what is wrong, the value, what is allowed and what to do. At the command line a `StexprError` is one line
 on stderr and exit code 2; anything else is a bug of ours and keeps its traceback.
@@ -25,6 +26,7 @@ __all__ = [
     "CardError",
     "ConfigError",
     "DataError",
+    "DataWarning",
     "DomainWarning",
     "GeneError",
     "LeakageError",
@@ -88,6 +90,10 @@ class ProtocolError(StexprError, ValueError):
 
 class DomainWarning(UserWarning):
     """A model is used on another kind of image than it was trained on; a warning, since only the user can judge."""
+
+
+class DataWarning(UserWarning):
+    """Part of the data could not be used as asked for; a warning, since the rest could."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

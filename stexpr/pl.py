@@ -9,19 +9,22 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from stexpr.config.files import write_whole
+from stexpr.data.tissue_image import ImageSource, find_image
 from stexpr.errors import DataError, GeneError, MetricError, nearest
-from stexpr.evaluate import figures
+from stexpr.evaluate import figures, tissue_maps
 from stexpr.evaluate.leaderboard import Leaderboard
-from stexpr.types import MEASURED
+from stexpr.evaluate.measured import measured_of
+from stexpr.types import MEASURED, SPATIAL
 
-__all__ = ["gene_map", "gene_ranks", "leaderboard", "r_vs_ceiling"]
+__all__ = ["embedding_map", "gene_map", "gene_ranks", "leaderboard", "r_vs_ceiling"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 FORMATS: Final = (".pdf", ".png", ".svg")
+BACKGROUND_PX: Final = 2000
 
 
 def leaderboard(board: Leaderboard, *, save: str | Path | None = None) -> Any:
@@ -40,13 +43,35 @@ def leaderboard(board: Leaderboard, *, save: str | Path | None = None) -> Any:
     return _saved(figures.leaderboard_figure(board.title, board.models, board.patients), save)
 
 
-def gene_map(predictions: Any, gene: str, *, section: str | None = None, save: str | Path | None = None) -> Any:
+def gene_map(
+    predictions: Any,
+    gene: str,
+    *,
+    section: str | None = None,
+    section_key: str = "section",
+    key: str = "stexpr_expression",
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    image: ImageSource | bool = False,
+    library_id: str | None = None,
+    save: str | Path | None = None,
+) -> Any:
     """Draw measured beside predicted expression of a gene over the spots of a section.
 
+    Takes the predictions of a run (measured and predicted side by side), an AnnData after `stexpr.tl.predict_expression` (the
+    prediction in `obsm[key]`, beside it what was measured of the gene, if it was), or the new AnnData that this function
+    returns (the prediction alone).
+
     Args:
-        predictions: AnnData of a run's `predictions.h5ad`, or the path of the file.
-        gene: Name of the gene.
+        predictions: AnnData, or the path of a run's `predictions.h5ad`.
+        gene: Name of the gene, as the model has it.
         section: Name of the section; may be left out where there is only one.
+        section_key: Column of `obs` with the sections; without such a column all spots are of one.
+        key: Key of the prediction in `obsm`.
+        layer: Where the raw counts are, after `predict_expression`; as in `stexpr.tl.score_prediction`.
+        gene_symbols: Column of `var` with the model's gene names, likewise.
+        image: Draw over the tissue: True takes the picture of `uns["spatial"]`, else the full-resolution image.
+        library_id: Key in `uns["spatial"]`; needed for `image=True` where there are several.
         save: File to write, ending in .pdf, .png or .svg.
 
     Returns:
@@ -54,27 +79,79 @@ def gene_map(predictions: Any, gene: str, *, section: str | None = None, save: s
 
     Raises:
         GeneError: The predictions do not hold the gene.
-        DataError: They do not hold the section, or several and none is chosen; the file cannot be read or written.
+        DataError: They do not hold the section, or several and none is chosen; there are neither counts nor an image where they
+            are asked for; the file cannot be read or written.
     """
     if isinstance(predictions, (str, Path)):
         predictions = _read(Path(predictions))
-    if gene not in predictions.var_names:
-        raise GeneError(f"the predictions hold no gene {gene!r}; {nearest(gene, predictions.var_names)}")
-    sections = predictions.obs["section"].astype(str)
-    names = list(dict.fromkeys(sections))
-    if section is None and len(names) > 1:
-        raise DataError(f"the predictions hold {len(names)} sections; choose one with section=: {', '.join(names[:12])}")
-    if section is not None and section not in names:
-        raise DataError(f"the predictions hold no section {section!r}; {nearest(section, names)}")
-    own = predictions[(sections == (section or names[0])).to_numpy(), gene]
-    figure = figures.gene_map_figure(
-        own.obs["x_um"].to_numpy(dtype=np.float64),
-        own.obs["y_um"].to_numpy(dtype=np.float64),
-        np.asarray(own.layers[MEASURED]).ravel(),
-        np.asarray(own.X).ravel(),
-        f"{gene} in {section or names[0]}",
-    )
-    return _saved(figure, save)
+    table = predictions.obsm.get(key)
+    genes = predictions.var_names if table is None else table.columns
+    if gene not in genes:
+        raise GeneError(f"the predictions hold no gene {gene!r}; {nearest(gene, genes)}")
+    rows, name = _section(predictions, section, section_key)
+    measured = None
+    if table is not None:
+        predicted = table[gene].to_numpy(dtype=np.float64)
+        measured = measured_of(predictions, key, gene, layer=layer, gene_symbols=gene_symbols)
+    else:
+        own = predictions[:, gene]
+        predicted = np.asarray(own.X, dtype=np.float64).ravel()
+        if MEASURED in predictions.layers:
+            measured = np.asarray(own.layers[MEASURED], dtype=np.float64).ravel()
+    x, y, background = _places(predictions, rows, image, library_id)
+    title = f"{gene} in {name}" if name else gene
+    shown = None if measured is None else measured[rows]
+    return _saved(tissue_maps.gene_map_figure(x, y, shown, predicted[rows], title, background), save)
+
+
+def embedding_map(
+    adata: Any,
+    key: str = "X_stexpr",
+    *,
+    section: str | None = None,
+    section_key: str = "section",
+    image: ImageSource | bool = False,
+    library_id: str | None = None,
+    save: str | Path | None = None,
+) -> Any:
+    """Draw features over the tissue, or a column of `obs` such as domains or novelty.
+
+    Features become colors by their first three principal components (red, green, blue) over all spots of `adata`, so that
+    sections can be compared. Spots without a value are gray.
+
+    Args:
+        adata: After `stexpr.tl.embed`.
+        key: Key in `obsm`, or a column of `obs`: categories get a color each, numbers a scale.
+        section: Name of the section; may be left out where there is only one.
+        section_key: Column of `obs` with the sections; without such a column all spots are of one.
+        image: As in `gene_map`.
+        library_id: As in `gene_map`.
+        save: File to write, ending in .pdf, .png or .svg.
+
+    Returns:
+        A matplotlib Figure, unattached to any window.
+
+    Raises:
+        DataError: There is no such key or section, or no image where one is asked for; the file cannot be written.
+    """
+    if key not in adata.obsm and key not in adata.obs:
+        raise DataError(f"neither obsm nor obs has {key!r}; {nearest(key, [*adata.obsm, *map(str, adata.obs.columns)])}")
+    rows, name = _section(adata, section, section_key)
+    x, y, background = _places(adata, rows, image, library_id)
+    title = f"{key} in {name}" if name else key
+    if key in adata.obsm:
+        values = np.asarray(adata.obsm[key], dtype=np.float64)
+        colors, shares = tissue_maps.feature_colors(values)
+        parts = ", ".join(f"{color} {share:.0%}" for color, share in zip(("red", "green", "blue"), shares, strict=True))
+        caption = f"principal components: {parts} of variance"
+        return _saved(tissue_maps.rgb_map_figure(x, y, colors[rows], title, caption, background), save)
+    column = adata.obs[key].iloc[rows]
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return _saved(tissue_maps.value_map_figure(x, y, column.to_numpy(dtype=np.float64), title, background), save)
+    domains = adata.obs[key].astype("category").cat
+    names = [str(domain) for domain in domains.categories]
+    codes = domains.codes.to_numpy()[rows].astype(np.int64)
+    return _saved(tissue_maps.domain_map_figure(x, y, codes, names, title, background), save)
 
 
 def r_vs_ceiling(board: Leaderboard, model: str | None = None, *, save: str | Path | None = None) -> Any:
@@ -142,6 +219,39 @@ def _model(board: Leaderboard, model: str | None) -> str:
 
 def _ceiling(board: Leaderboard) -> Float[Array, "G"]:
     return board.genes.get("ceiling", pd.Series(np.nan, board.genes.index)).to_numpy(dtype=np.float64)
+
+
+def _section(adata: Any, section: str | None, section_key: str) -> tuple[Int[Array, "S"], str]:
+    """Return the spots of a section, and its name, empty where there are no sections."""
+    if section_key not in adata.obs:
+        if section is not None:
+            raise DataError(f"there is no section {section!r}: obs has no column {section_key!r}; name it with section_key=")
+        return np.arange(adata.n_obs), ""
+    sections = adata.obs[section_key].astype(str)
+    names = list(dict.fromkeys(sections))
+    if section is None and len(names) > 1:
+        raise DataError(f"the predictions hold {len(names)} sections; choose one with section=: {', '.join(names[:12])}")
+    if section is not None and section not in names:
+        raise DataError(f"the predictions hold no section {section!r}; {nearest(section, names)}")
+    return np.flatnonzero(sections == (section or names[0])), section or names[0]
+
+
+def _places(
+    adata: Any, rows: Int[Array, "S"], image: Any, library_id: str | None
+) -> tuple[Float[Array, "S"], Float[Array, "S"], tissue_maps.Background | None]:
+    """Return where to draw the spots, and over what."""
+    if image is False and {"x_um", "y_um"} <= set(adata.obs):
+        x, y = (adata.obs[axis].to_numpy(dtype=np.float64)[rows] for axis in ("x_um", "y_um"))
+        return x, y, None
+    if SPATIAL not in adata.obsm:
+        raise DataError('the AnnData has no obsm["spatial"]; store spot centers there, in full-resolution pixels, x then y')
+    x, y = np.asarray(adata.obsm[SPATIAL], dtype=np.float64)[rows, :2].T
+    if image is False:
+        return x, y, None
+    found = find_image(adata, None if image is True else image, library_id)
+    with found.image as opened:
+        pixels = opened.thumbnail(BACKGROUND_PX)
+        return x, y, tissue_maps.Background(pixels, opened.width / found.scale, opened.height / found.scale)
 
 
 def _read(path: Path) -> Any:

@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluate"},
     {"engines"},
     {"train"},
-    {"tl", "pl"},
+    {"tl", "pl", "lazyslide"},
     {"cli", "__init__"},
     {"__main__"},
 ]
@@ -34,7 +34,7 @@ IN_ONE_MODULE = {
     "squidpy": None,
     "plotly": "evaluate.page.figures",
     "itables": "evaluate.page.tables",
-    "igraph": "evaluate.spatial",
+    "igraph": "evaluate.domains",
     "spatialdata": "data.spatialdata",
     "geopandas": "data.spatialdata",
     "dask": "data.lazy_image",

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
 from page_boards import make_board
 from planted_runs import make_predictions
+from small_models import small_model, small_section
 
 from stexpr import pl
 from stexpr.errors import DataError, GeneError, MetricError
@@ -84,3 +85,54 @@ def test_importing_it_loads_no_matplotlib() -> None:
     code = "import sys, stexpr.pl; print(sorted({'matplotlib', 'plotly', 'torch', 'scanpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_map_after_predict_expression(tmp_path: Path) -> None:
+    from stexpr import tl
+
+    adata, file = small_section(tmp_path / "section")
+    adata = adata[:, adata.var_names != "G07"].copy()
+    tl.predict(adata, small_model(folder=tmp_path / "model"), image=file, mpp=1.0)
+    figure = pl.gene_map(adata, "G03", image=file)
+    counts = adata.X.toarray()
+    measured = np.log1p(counts[:, 3] / counts.sum(axis=1) * 1e4)
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), measured, rtol=1e-5)
+    np.testing.assert_allclose(figure.axes[1].collections[0].get_array(), adata.obsm["stexpr_expression"]["G03"], rtol=1e-5)
+    assert tuple(figure.axes[0].images[0].get_extent()) == (0, 320, 320, 0)
+    alone = pl.gene_map(adata, "G07")
+    assert alone.axes[0].get_title() == "predicted"
+    assert not alone.axes[0].images
+    made = tl.predict_expression(adata, tmp_path / "model", image=file, mpp=1.0, as_anndata=True)
+    np.testing.assert_array_equal(pl.gene_map(made, "G07").axes[0].collections[0].get_array(), made[:, "G07"].X.ravel())
+    with pytest.raises(GeneError, match="no gene 'G08'"):
+        pl.gene_map(adata, "G08")
+    adata.X = np.log1p(counts)
+    with pytest.raises(DataError, match="not counts"):
+        pl.gene_map(adata, "G03")
+
+
+def test_embeddings_domains_and_numbers_over_the_tissue(tmp_path: Path) -> None:
+    from stexpr import tl
+
+    adata, file = small_section(tmp_path / "section")
+    tl.embed(adata, small_model(folder=tmp_path / "model"), image=file, mpp=1.0)
+    tl.spatial_domains(adata, n_neighbors=8)
+    adata.obs["novelty"] = np.arange(64.0)
+    adata.obs["slide"] = np.repeat(["left", "right"], 32)
+    colors = pl.embedding_map(adata, image=file, save=tmp_path / "map.png")
+    assert "principal components: red " in colors.axes[0].get_xlabel()
+    domains = pl.embedding_map(adata, "stexpr_domains", section="right", section_key="slide")
+    assert domains.axes[0].get_title() == "stexpr_domains in right"
+    assert len(domains.axes[0].collections[0].get_offsets()) == 32
+    assert [text.get_text()[0] for text in domains.legends[0].get_texts()] == list(adata.obs["stexpr_domains"].cat.categories)
+    numbers = pl.embedding_map(adata, "novelty", section="right", section_key="slide")
+    np.testing.assert_array_equal(numbers.axes[0].collections[0].get_array(), np.arange(32.0, 64.0))
+    with pytest.raises(DataError, match="neither obsm nor obs has 'novelti'; did you mean 'novelty'"):
+        pl.embedding_map(adata, "novelti")
+    with pytest.raises(DataError, match="no section 'a': obs has no column 'section'"):
+        pl.embedding_map(adata, section="a")
+    with pytest.raises(DataError, match="there is no image"):
+        pl.embedding_map(adata, image=True)
+    del adata.obsm["spatial"]
+    with pytest.raises(DataError, match=r"no obsm\[.spatial.\]"):
+        pl.embedding_map(adata)

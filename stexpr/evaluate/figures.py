@@ -1,4 +1,4 @@
-"""Pictures of a board and of a gene over a section, drawn without matplotlib's global state."""
+"""Pictures of a board, drawn without matplotlib's global state."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from stexpr.evaluate.metrics import pearson_per_gene
-
-__all__ = ["gene_map_figure", "gene_ranks_figure", "leaderboard_figure", "r_vs_ceiling_figure", "save_figure"]
+__all__ = ["gene_ranks_figure", "leaderboard_figure", "r_vs_ceiling_figure", "save_figure"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,60 +83,6 @@ def leaderboard_figure(title: str, models: pd.DataFrame, patients: pd.DataFrame)
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11, color=INK, fontweight="bold")
     axes.set_title(f"line: {intervals[0]}" if intervals else "", fontsize=8, color=INK)
-    return figure
-
-
-def gene_map_figure(
-    x_um: Float[Array, "S"],
-    y_um: Float[Array, "S"],
-    measured: Float[Array, "S"],
-    predicted: Float[Array, "S"],
-    title: str,
-) -> Any:
-    """Draw measured beside predicted expression over the spots of one section.
-
-    Each map has its own color scale, from its 1st to its 99th percentile: a regression predicts a narrower range than noisy
-    counts span, and on a common scale its pattern would not be seen. The scales are printed.
-
-    Args:
-        x_um: Spot centers, microns, to the right.
-        y_um: Spot centers, microns, downward as in the image.
-        measured: Measured expression.
-        predicted: Predicted expression.
-        title: Such as gene and section; r is added to it.
-
-    Returns:
-        A matplotlib Figure, unattached to any window.
-    """
-    from matplotlib.figure import Figure
-
-    r = float(pearson_per_gene(predicted[:, None], measured[:, None])[0])
-    width, height = float(np.ptp(x_um)) or 1.0, float(np.ptp(y_um)) or 1.0
-    tall = float(np.clip(3.6 * height / width, 2.0, 6.0))
-    figure = Figure(figsize=(9.0, tall + 0.9), dpi=DPI, layout="constrained")
-    for axes, values, name in zip(figure.subplots(1, 2), (measured, predicted), ("measured", "predicted"), strict=True):
-        low, high = (float(bound) for bound in np.percentile(values, [1, 99]))
-        # Dots as wide as the typical distance between spots, in points of the page.
-        spacing = np.sqrt(width * height / len(x_um)) / width * 3.4 * 72
-        dots = axes.scatter(
-            x_um,
-            y_um,
-            c=values,
-            s=float(np.clip(spacing * 0.85, 2, 14)) ** 2,
-            cmap="viridis",
-            vmin=low,
-            vmax=high,
-            linewidths=0,
-        )
-        axes.set_aspect("equal")
-        axes.invert_yaxis()
-        axes.set_title(name, fontsize=10, color=INK)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        figure.colorbar(dots, ax=axes, shrink=0.8, label="expression").outline.set_visible(False)
-    figure.suptitle(f"{title}, r {'undefined' if np.isnan(r) else f'= {r:.2f}'}", fontsize=12, color=INK)
     return figure
 
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from stexpr.data.neighbors import neighbor_weights
-from stexpr.evaluate import diagnostics, metrics, spatial
+from stexpr.evaluate import diagnostics, domains, metrics, spatial
 from stexpr.evaluate.ceiling import REPEATS, Ceiling, noise_ceiling
 from stexpr.evaluate.intervals import REPLICATES
 from stexpr.evaluate.spatial_null import MOST_SPOTS, SURROGATES, SpatialModes, spatial_modes, spatial_null_p
@@ -33,7 +33,7 @@ SCORING: Final = {
     "bootstrap_replicates": REPLICATES,
     "ceiling_repeats": REPEATS,
     "spatial_null_surrogates": SURROGATES,
-    "domain_digits": spatial.DOMAIN_DIGITS,
+    "domain_digits": domains.DOMAIN_DIGITS,
     "seed": SEED,
 }
 """What the random and rounded parts of a score are made with; it stands in every record."""
@@ -144,8 +144,8 @@ def _maps(unit: Unit) -> dict[str, Any]:
     weights = neighbor_weights(x, y)
     tested = len(x) <= MOST_SPOTS  # the patterns of more spots would take hours
     p = spatial_null_p(predicted, measured, _modes(x, y), seed=SEED).p if tested else np.nan
-    clustered = len(x) > spatial.GRAPH_NEIGHBORS
-    ari, nmi = spatial.domain_agreement(predicted, measured, seed=SEED) if clustered else (np.nan, np.nan)
+    clustered = len(x) > domains.GRAPH_NEIGHBORS
+    ari, nmi = domains.domain_agreement(predicted, measured, seed=SEED) if clustered else (np.nan, np.nan)
     return {
         "ssim": spatial.ssim_per_gene(predicted, measured, x, y),
         "moran_measured": spatial.moran_per_gene(measured, weights),

@@ -1,25 +1,22 @@
-"""Agreement of maps, not only of spots: spatial autocorrelation, structural similarity, tissue domains.
+"""Agreement of maps, not only of spots: spatial autocorrelation and structural similarity.
 
 All functions look at one section. Neighborhoods come from the positions alone, so square arrays (also jittered, sheared or
-turned ones), Visium's hexagons and synthetic grids take the same path, and no result depends on the order of the spots
-(but for the random walk of the domains).
+turned ones), Visium's hexagons and synthetic grids take the same path, and no result depends on the order of the spots.
 """
 
 from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from scipy.spatial import cKDTree
 
 from stexpr.data.neighbors import lagged_product, lattice_pitch, pair_matrix, spot_positions
 from stexpr.errors import MetricError
 from stexpr.evaluate.diagnostics import standardized_pair
-from stexpr.evaluate.metrics import check_pair, constant_per_gene
 
 __all__ = [
     "bivariate_moran_per_gene",
-    "domain_agreement",
     "moran_per_gene",
     "ssim_per_gene",
 ]
@@ -30,10 +27,6 @@ WINDOW = 7
 """Side of a similarity window, in pitches: scikit-image's default, in pixels."""
 K1, K2 = 0.01, 0.03
 """Wang et al.'s constants, as shares of the data range."""
-GRAPH_NEIGHBORS = 15
-"""Neighbors in expression that link the spots whose clusters are compared."""
-DOMAIN_DIGITS = 4
-"""Decimals of the principal components, in SDs of the first, that make spots neighbors."""
 
 
 def moran_per_gene(values: Float[Array, "S G"], weights: sp.csr_matrix) -> Float64[Array, "G"]:
@@ -143,69 +136,3 @@ def ssim_per_gene(
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     similarity = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (var + c2))
     return np.asarray(similarity.mean(axis=0))
-
-
-def domain_agreement(
-    predicted: Float[Array, "S G"],
-    measured: Float[Array, "S G"],
-    *,
-    resolution: float = 1.0,
-    n_neighbors: int = GRAPH_NEIGHBORS,
-    n_components: int = 20,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Compare the tissue domains found in predicted expression with those found in measured expression.
-
-    Each side alone: principal components of the centered genes (not scaled: that would lift genes of mere noise), an
-    unweighted graph of nearest neighbors, Leiden clusters by modularity. Positions are not used. One section and one
-    clustering are a coarse yardstick: look at several seeds or resolutions before ranking models by it.
-
-    Args:
-        predicted: Model output, in expression units.
-        measured: Ground truth in the same gene order.
-        resolution: Of the Leiden clusters; higher makes more of them.
-        n_neighbors: Of each spot in the graph.
-        n_components: Principal components, at most as many as spots or genes.
-        seed: Of the clustering, which also depends on the order of the spots.
-
-    Returns:
-        Adjusted Rand index (0 by chance, 1 for equal partitions) and normalized mutual information (0 to 1). Both NaN
-        where all genes of one side are constant, or where neither side falls into domains.
-
-    Raises:
-        MetricError: No more spots than neighbors, unlike shapes, or a value that is not finite.
-
-    Reference:
-        Traag, Waltman and van Eck (2019), Scientific Reports 9:5233.
-    """
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    check_pair(predicted, measured)
-    if not 0 < n_neighbors < len(predicted):
-        raise MetricError(f"n_neighbors = {n_neighbors} with {len(predicted)} spots; it must be at least 1 and below the spots")
-    if constant_per_gene(predicted).all() or constant_per_gene(measured).all():
-        return np.nan, np.nan
-    found = [_domains(values, resolution, n_neighbors, n_components, seed) for values in (predicted, measured)]
-    if not any(domains.any() for domains in found):
-        return np.nan, np.nan
-    return float(adjusted_rand_score(*found)), float(normalized_mutual_info_score(*found))
-
-
-def _domains(values: Float[Array, "S G"], resolution: float, n_neighbors: int, n_components: int, seed: int) -> Int[Array, "S"]:
-    import random
-
-    import igraph
-    from sklearn.decomposition import PCA
-    from sklearn.neighbors import kneighbors_graph
-
-    pca = PCA(min(n_components, *values.shape), svd_solver="full")
-    scores = pca.fit_transform(values.astype(np.float64))
-    # Spots whose predictions repeat each other are as near as the last bits have it; without those, ties are ties.
-    nearest = kneighbors_graph(np.round(scores / scores[:, 0].std(), DOMAIN_DIGITS), n_neighbors)
-    graph = igraph.Graph(len(values), np.column_stack(sp.triu(nearest + nearest.T).nonzero()))
-    igraph.set_random_number_generator(random.Random(seed))
-    try:
-        found = graph.community_leiden(objective_function="modularity", resolution=resolution, n_iterations=-1)
-    finally:
-        igraph.set_random_number_generator(random)  # igraph's own default
-    return np.asarray(found.membership)

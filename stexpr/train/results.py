@@ -18,10 +18,10 @@ from stexpr.config.versions import versions
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
-from stexpr.evaluate.figures import gene_map_figure
 from stexpr.evaluate.gene_scores import SCORING
 from stexpr.evaluate.records import Record
 from stexpr.evaluate.score import Scores, score
+from stexpr.evaluate.tissue_maps import gene_map_figure
 from stexpr.inference import pick_device, predictions_anndata
 from stexpr.models.encoders import ENCODERS, known_encoder
 from stexpr.panel import ExpressionTransform, GenePanel

@@ -1,6 +1,6 @@
 """A loaded model: one network, or one of each fold, and all that is needed to use it."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -163,9 +163,7 @@ class LoadedModel:
         """
         averaged = self.release.symmetries if symmetries is None else symmetries
         outputs = [_of_network(network.model, patches, averaged) for network in self.networks]
-        expression = torch.full((len(self.networks), len(patches), len(self.genes)), torch.nan, device=patches.device)
-        for i, (place, (_, values)) in enumerate(zip(self._places, outputs, strict=True)):
-            expression[i][:, place] = values.float()
+        expression = self._on_genes([values for _, values in outputs])
         spread = _sd_of_known(expression)
         novelty = torch.full((len(patches),), torch.nan, device=patches.device)
         if self.has_reference:
@@ -179,11 +177,29 @@ class LoadedModel:
         features = torch.cat([features.float() for features, _ in outputs], dim=1)
         return PatchOutput(features, expression.nanmean(dim=0), spread, novelty)
 
-    @property
-    def _places(self) -> Iterator[list[int]]:
+    @torch.inference_mode()
+    def expression_of(self, features: Float32[Tensor, "B D"]) -> Float32[Tensor, "B G"]:
+        """Return the expression that features speak of, as in `PatchOutput`.
+
+        Of features averaged over the symmetries it is the averaged expression for a linear head and unit; a negative binomial
+        is not linear, and differs.
+
+        Args:
+            features: As in `PatchOutput`, on the model's device.
+        """
+        parts = torch.split(features, [network.model.backbone.n_features for network in self.networks], dim=1)
+        models = [network.model for network in self.networks]
+        heads = [model.main_objective.expression(model.main_head(part)) for model, part in zip(models, parts, strict=True)]
+        return self._on_genes(heads).nanmean(dim=0)
+
+    def _on_genes(self, expression: Sequence[Tensor]) -> Float32[Tensor, "E B G"]:
+        """Bring each network's genes to those of the model; NaN where a network does not predict the gene."""
         column = {gene: i for i, gene in enumerate(self.genes)}
-        for network in self.networks:
-            yield [column[gene] for gene in network.panel.main]
+        first = expression[0]
+        whole = torch.full((len(expression), len(first), len(column)), torch.nan, device=first.device)
+        for own, network, values in zip(whole, self.networks, expression, strict=True):
+            own[:, [column[gene] for gene in network.panel.main]] = values.float()
+        return whole
 
 
 def _of_network(model: SpotRegressor, patches: Tensor, symmetries: bool) -> tuple[Tensor, Tensor]:
