@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluate.inflation": ["inflation"],
         "evaluate.leaderboard": ["Leaderboard", "build_leaderboard"],
         "models.export": ["load_model"],
+        "models.export.encoder": ["load_encoder"],
         "train.study": ["run_study"],
     },
 )
