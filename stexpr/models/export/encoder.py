@@ -75,4 +75,4 @@ def load_encoder(
     if member is not None and not 0 <= member < count:
         raise ModelError(f"the model has no network {member}; member is between 0 and {count - 1}")
     chosen = model.members[member] if member is not None and model.members else model
-    return Encoder(chosen.model.backbone, chosen.preprocessing, chosen.hash)
+    return Encoder(chosen.model.backbone, chosen.preprocessing, chosen.hash).eval()

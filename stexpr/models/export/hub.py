@@ -39,7 +39,7 @@ class HubModel(ModelHubMixin):
         """
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Do as `save` does, under huggingface_hub's name; its own takes an earlier `config.json` away first.
 
         Raises:

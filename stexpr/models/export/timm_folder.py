@@ -47,10 +47,10 @@ def save_timm_backbone(
             "or train a backbone that timm knows, such as mobilenetv3_small_050"
         )
     _refuse_another_model(folder / CONFIG)
-    own = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)  # what safetensors can write
-    own.pretrained_cfg = _settings(backbone)
-    native_px = int(backbone.network.pretrained_cfg["input_size"][-1])
-    resized = bool(backbone.network.pretrained_cfg.get("fixed_input_size")) and backbone.input_px != native_px
+    own: Any = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)  # what safetensors can write
+    given = own.pretrained_cfg
+    resized = bool(given.get("fixed_input_size")) and backbone.input_px != given["input_size"][-1]
+    own.pretrained_cfg = _settings(backbone, given)
     with tempfile.TemporaryDirectory() as scratch:
         save_for_hf(
             own,
@@ -64,8 +64,7 @@ def save_timm_backbone(
     write_together(folder, contents)
 
 
-def _settings(backbone: Backbone) -> dict[str, Any]:
-    given: dict[str, Any] = backbone.network.pretrained_cfg
+def _settings(backbone: Backbone, given: dict[str, Any]) -> dict[str, Any]:
     size = (3, backbone.input_px, backbone.input_px)
     colors = {"mean": backbone.mean, "std": backbone.sd}
     kept = {key: value for key, value in given.items() if key not in _OF_OTHER_SIZES}
