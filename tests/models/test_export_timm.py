@@ -56,9 +56,8 @@ def test_plain_timm_gives_the_same_bits(tmp_path, make_model, make_batch):
                 mode="bilinear",
                 antialias=True,
             )
-            save_file(
-                {"images": images.contiguous(), "features": network.model.features(patches)}, folder / "given.safetensors"
-            )
+            given = {"images": images.contiguous(), "features": network.model.features(patches).contiguous()}
+        save_file(given, folder / "given.safetensors")
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
         [sys.executable, "-I", "-c", PLAIN_TIMM, *(str(tmp_path / name) for name in names)],

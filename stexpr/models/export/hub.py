@@ -1,12 +1,13 @@
 """Models on the Hugging Face hub: pushed whole, fetched only when asked, and checked like any other folder."""
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import HfApi, ModelHubMixin, snapshot_download
 
 from stexpr.errors import ModelError, StexprError
 
@@ -17,9 +18,9 @@ __all__ = ["HubModel", "located"]
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REASONS: Final = {
-    401: "it asks who you are; log in with `hf auth login`, or set HF_TOKEN",
+    401: "there is no such repository, or it is not open to all; check the name, and log in (`hf auth login`, or HF_TOKEN)",
     403: "this account may not do that; ask the owner for access, or take a token that may write",
-    404: "there is no such repository or revision, or this account may not see it; log in with `hf auth login`",
+    404: "there is no such repository or revision, or this account may not see it; check the name",
     429: "too many requests; wait some minutes",
 }
 
@@ -78,18 +79,19 @@ class HubModel(ModelHubMixin):
         Raises:
             ModelError: The hub refuses, or cannot be reached.
         """
-        with _answered(f"push to {repo_id}", token):
-            commit = super().push_to_hub(
-                repo_id,
-                private=private,
-                token=token,
-                branch=branch,
+        # not the mixin's own, which makes the repository before the files and leaves them behind where it is refused
+        with tempfile.TemporaryDirectory() as folder, _answered(f"push to {repo_id}", token):
+            self.save(folder)
+            hub = HfApi(token=token)
+            commit = hub.upload_folder(
+                repo_id=hub.create_repo(repo_id, private=private, exist_ok=True).repo_id,
+                folder_path=folder,
+                revision=branch,
                 commit_message=commit_message,
                 create_pr=create_pr,
-                allow_patterns=file_names(),
                 delete_patterns=file_names(),
             )
-        return str(commit)
+            return str(commit.commit_url)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -185,7 +187,7 @@ def _answered(task: str, token: str | None) -> Iterator[None]:
         raise
     except Exception as err:  # huggingface_hub, the network and the disk each raise their own
         status = _status(err)
-        text = " ".join(str(err).split())[:300] or type(err).__name__
+        text = " ".join(f"{err} {err.__cause__ or ''}".split())[:300] or type(err).__name__
         reason = _REASONS.get(status or 0) or (f"it answered {status}; try again later" if status else text)
         raise ModelError(f"cannot {task}: {reason}") from err
 

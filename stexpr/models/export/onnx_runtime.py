@@ -79,9 +79,9 @@ def differences(
     worst = dict.fromkeys(names, 0.0)
     noise = noise_patches(6, window_px)
     for patches in (noise, _tissue(6, window_px), *([] if examples is None else [examples])):
-        array = patches.contiguous().numpy()
+        outputs, array = reference(patches), patches.contiguous().numpy()
         runs = [session.run(None, {"patches": part}) for part in (array, array[:1])]
-        for i, (name, output) in enumerate(zip(names, reference(patches), strict=True)):
+        for i, (name, output) in enumerate(zip(names, outputs, strict=True)):
             theirs = output.numpy()
             difference = max(float(np.abs(ours[i] - theirs[: len(ours[i])]).max()) for ours in runs)
             spread, largest = float(np.sqrt(theirs.var(axis=0).mean())), float(np.abs(theirs).max())
