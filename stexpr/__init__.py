@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluate.leaderboard": ["Leaderboard", "build_leaderboard"],
         "inference.slide": ["predict_slide"],
         "models.export": ["load_model"],
+        "models.export.encoder": ["load_encoder"],
         "train.study": ["run_study"],
     },
 )

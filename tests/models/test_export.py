@@ -11,50 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from exported_models import PANEL, PROVENANCE, preprocessing_of, save
 from safetensors.torch import load_file, save_file
 
 from stexpr.errors import DataError, ModelError
-from stexpr.models.export import CARD, CONFIG, GENES, WEIGHTS, load_model, save_model
-from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
-
-PANEL = GenePanel(
-    main=("ACTB", "NA", 'odd, "gene"', "MKI67", "ERBB2"),
-    auxiliary=tuple(f"AUX{i}" for i in range(9)),
-    rule="top_mean",
-    scope="training",
-    min_detection=0.1,
-    included=("MKI67",),
-    detection={"ACTB": 1.0, "NA": 0.5, 'odd, "gene"': 0.25, "MKI67": 0.031, "ERBB2": 0.7},
-)
-PROVENANCE = {
-    "label": "tiny + aux",
-    "cohort": "made up",
-    "cohort_hash": "0123456789abcdef",
-    "species": "mouse",
-    "tissue": "olfactory bulb",
-    "preservation": "fresh frozen",
-    "technology": "ST",
-    "license": "CC BY 4.0",
-    "citation": "Nobody 2026",
-    "protocol": {"name": "stexpr"},
-    "training_patients": ["mouse 1"],
-    "test_patients": ["mouse 2"],
-}
-
-
-def preprocessing_of(model: Any) -> Preprocessing:
-    backbone = model.backbone
-    return Preprocessing(4.36, backbone.window_px, backbone.input_px, "none", backbone.mean, backbone.sd)
-
-
-def save(folder: Path, model: Any, **changes: Any) -> None:
-    parts = {
-        "panel": PANEL if model.auxiliary_head is not None else GenePanel.from_dict({**PANEL.to_dict(), "auxiliary": ()}),
-        "transform": ExpressionTransform(),
-        "preprocessing": preprocessing_of(model),
-        "provenance": PROVENANCE,
-    }
-    save_model(folder, model, **{**parts, **changes})
+from stexpr.models.export import CARD, CONFIG, GENES, WEIGHTS, load_model
+from stexpr.panel import ExpressionTransform, GenePanel
 
 
 @pytest.fixture

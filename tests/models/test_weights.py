@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_server import Hub, fill_cache, serving
+from hub_downloads import Hub, fill_cache, serving
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 

@@ -39,6 +39,7 @@ from stexpr.models.export.files import (
     refuse_foreign,
     sha256,
 )
+from stexpr.models.export.hub import located
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput, Release
 from stexpr.models.objectives import Objective, empty_objective
@@ -141,22 +142,10 @@ def save_ensemble(
     _check_alike(members)
     vouched: dict[str, str] = {}
     for i, member in enumerate(members):
-        network = member.networks[0]
         own = folder / MEMBERS / str(i)
-        save_model(
-            own,
-            network.model,
-            panel=network.panel,
-            transform=member.transform,
-            preprocessing=member.preprocessing,
-            provenance=network.provenance,
-            release=member.release,
-            applicability=network.applicability,
-            intervals=member.intervals,
-        )
+        member.save(own)
         vouched[f"{MEMBERS}/{i}/{CONFIG}"] = sha256((own / CONFIG).read_bytes())
-    networks = tuple(member.networks[0] for member in members)
-    whole = LoadedModel(networks, members[0].transform, members[0].preprocessing, release or Release(), intervals)
+    whole = replace(_together(members), release=release or Release(), intervals=intervals)
     genes = {GENES: ensemble_genes_csv(whole.genes, whole.n_networks).encode()}
     _write(folder, genes, {"kind": "ensemble", "members": len(members), "sha256": vouched}, whole)
 
@@ -181,19 +170,24 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
     write_together(folder, contents)
 
 
-def load_model(folder: str | Path) -> LoadedModel:
-    """Read a model that `save_model` or `save_ensemble` wrote.
+def load_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> LoadedModel:
+    """Read an exported model from a folder or from the Hugging Face hub.
 
     Args:
-        folder: The folder.
+        source: The folder; or OWNER/NAME of a repository, where there is no such folder.
+        revision: Branch, tag or commit of the repository.
+        download: Allow the hub to be asked. Without it only a repository in huggingface_hub's cache is found, because a
+            misspelled folder must not become a request to a server.
 
     Returns:
         The model, in evaluation mode on the CPU, channels last in memory as in training.
 
     Raises:
-        ModelError: A file is missing, was changed or truncated, or is not of this format.
+        ModelError: A file is missing, was changed or truncated, or is not of this format; a repository is not in the
+            cache, or the hub refuses it.
     """
-    return _load(Path(folder), read_config(Path(folder)))
+    folder = located(source, revision=revision, download=download)
+    return _load(folder, read_config(folder))
 
 
 def _load(folder: Path, config: ModelConfigFile | EnsembleConfigFile) -> LoadedModel:
@@ -215,7 +209,12 @@ def _load_members(folder: Path, config: EnsembleConfigFile) -> LoadedModel:
             raise ModelError(f"{own} is an ensemble inside an ensemble; export the runs again")
         members.append(_load(own, described))
     _check_alike(tuple(members))
-    return LoadedModel(tuple(member.networks[0] for member in members), members[0].transform, members[0].preprocessing)
+    return _together(tuple(members))
+
+
+def _together(members: tuple[LoadedModel, ...]) -> LoadedModel:
+    networks = tuple(member.networks[0] for member in members)
+    return LoadedModel(networks, members[0].transform, members[0].preprocessing, members=members)
 
 
 def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:

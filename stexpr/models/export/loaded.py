@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from stexpr.config import Strict
 from stexpr.errors import ModelError
 from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
 from stexpr.models.export.applicability import Applicability, Views, appearance
+from stexpr.models.export.hub import HubModel
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -68,7 +70,7 @@ class LoadedNetwork:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(HubModel):
     """A model and all it needs to be used; call it with patches.
 
     Attributes:
@@ -78,6 +80,7 @@ class LoadedModel:
         release: What was known at export.
         intervals: Around its predictions, None where nothing was held out to calibrate on.
         hash: Identifies the files it was loaded from.
+        members: Of an ensemble, its networks as models of their own.
     """
 
     networks: tuple[LoadedNetwork, ...]
@@ -86,6 +89,7 @@ class LoadedModel:
     release: Release = field(default_factory=Release)
     intervals: PredictionIntervals | None = None
     hash: str = ""
+    members: tuple["LoadedModel", ...] = ()
 
     @cached_property
     def genes(self) -> tuple[str, ...]:
@@ -152,6 +156,31 @@ class LoadedModel:
         for network in self.networks:
             network.model.to(device)
         return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model with all that came with it, as `load_model` reads it; the files keep their hash.
+
+        Raises:
+            ModelError: The folder holds another library's model.
+            DataError: The folder cannot be written.
+        """
+        from stexpr.models.export import save_ensemble, save_model  # which import this module
+
+        if self.members:
+            save_ensemble(Path(folder), self.members, release=self.release, intervals=self.intervals)
+            return
+        network = self._only
+        save_model(
+            Path(folder),
+            network.model,
+            panel=network.panel,
+            transform=self.transform,
+            preprocessing=self.preprocessing,
+            provenance=network.provenance,
+            release=self.release,
+            applicability=network.applicability,
+            intervals=self.intervals,
+        )
 
     @torch.inference_mode()
     def __call__(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None) -> PatchOutput:
