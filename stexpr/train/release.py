@@ -133,11 +133,12 @@ def export_runs(
 
 @dataclass(frozen=True)
 class _Member:
-    """A run's model, and how far its predictions for held-out spots were from what was measured."""
+    """A run's model, how far its predictions for held-out spots were from what was measured, and how novel those spots were."""
 
     model: LoadedModel
     residuals: pd.DataFrame  # spots x genes
     patients: pd.Series
+    novelty: pd.Series | None = None  # of those that the reference was fitted with
 
 
 def _member(run: Run, cohort: Path | None, device: str) -> _Member:
