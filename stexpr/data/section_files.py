@@ -101,7 +101,8 @@ def read_hest(folder: Path, given: Mapping[str, Any]) -> Section:
 
     Args:
         folder: Holds `st/`, `wsis/` and `metadata/`.
-        given: As in `read_h5ad`; `section` chooses where there are several.
+        given: As in `read_h5ad`; `section` chooses where there are several. What the metadata hold of others' making is read
+            as far as it means the same.
 
     Raises:
         DataError: There is no such section, several and none chosen, or a file is missing or broken.
@@ -116,7 +117,7 @@ def read_hest(folder: Path, given: Mapping[str, Any]) -> Section:
     image = given.get("image") or _one_of(name, [folder / IMAGES / f"{name}{suffix}" for suffix in SUFFIXES])
     said = read_metadata(folder, name)
     download = Download(folder, (name,), {}, {name: said}, {})
-    notes = [str(note) for note in said.get("notes") or ()]
+    notes = [str(note) for note in said["notes"]] if isinstance(said.get("notes"), list) else []
     scale: dict[str, float] = {}
     if given.get("mpp") is None:
         mpp, source, contradictions = download.scale(name)
@@ -126,7 +127,7 @@ def read_hest(folder: Path, given: Mapping[str, Any]) -> Section:
     more: dict[str, Any] = {
         "spot_diameter_um": download.length_um("spot_diameter"),
         "spot_pitch_um": download.length_um("inter_spot_dist"),
-        "left_out": {str(reason): int(n) for reason, n in _mapping(said.get("left_out")).items()},
+        "left_out": {str(reason): n for reason, n in _mapping(said.get("left_out")).items() if isinstance(n, int)},
         "notes": tuple(notes),
     }
     if isinstance(said.get("patient"), str) and said["patient"]:

@@ -22,6 +22,7 @@ from stexpr.errors import DataError, ModelError, nearest
 from stexpr.evaluate.conformal import fit_intervals
 from stexpr.evaluate.lines import read_lines
 from stexpr.evaluate.records import CONFIG, MODEL, RECORD, Run, read_predictions, read_record, read_records
+from stexpr.evaluate.risk_coverage import risk_coverage
 from stexpr.inference import pick_device
 from stexpr.inference.patches import run_model
 from stexpr.models.export import LoadedModel, load_model, save_ensemble, save_model
@@ -126,14 +127,14 @@ def export_runs(
     else:
         first = members[0].model.release
         notes = tuple(dict.fromkeys(note for member in members for note in member.model.release.notes))
-        release = first.model_copy(update={"scores": _scores(runs), "notes": notes})
+        release = first.model_copy(update={"scores": _scores(runs), "risk_coverage": _risk_coverage(members), "notes": notes})
         save_ensemble(folder, tuple(m.model for m in members), release=release, intervals=_intervals(members))
     return load_model(folder)
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A run's model, how far its predictions for held-out spots were from what was measured, and how novel those spots were."""
+    """A run's model, and what its held-out spots say of it: residuals, and how novel they are to it."""
 
     model: LoadedModel
     residuals: pd.DataFrame  # spots x genes
@@ -148,14 +149,15 @@ def _member(run: Run, cohort: Path | None, device: str) -> _Member:
     residuals = pd.DataFrame(adata.layers[MEASURED] - adata.X, index=adata.obs_names, columns=adata.var_names)
     member = _Member(loaded, residuals, adata.obs["patient"].astype(str))
     opened, notes = _cohort_of(run, config, cohort)
-    reference = None
+    reference, novelty = None, None
     update: dict[str, Any] = {"symmetries": config.input.test_symmetries, "scores": _scores([run])}
     loaded = replace(loaded, release=loaded.release.model_copy(update=update))
     if opened is not None:
         update["stain_reference"] = stain_reference(opened)
-        reference = _reference(loaded, opened, run, pd.DataFrame(adata.X, adata.obs_names, adata.var_names))
+        reference, novelty = _reference(loaded, opened, run, pd.DataFrame(adata.X, adata.obs_names, adata.var_names))
     network = replace(loaded.networks[0], applicability=reference)
-    release = loaded.release.model_copy(update={**update, "notes": notes})
+    member = replace(member, novelty=novelty)
+    release = loaded.release.model_copy(update={**update, "risk_coverage": _risk_coverage([member]), "notes": notes})
     model = replace(loaded, networks=(network,), release=release, intervals=_intervals([member]))
     return replace(member, model=model.to("cpu"))
 
@@ -174,8 +176,14 @@ def _cohort_of(run: Run, config: StudyConfig, given: Path | None) -> tuple[Prepa
     return opened, ()
 
 
-def _reference(model: LoadedModel, cohort: PreparedCohort, run: Run, predicted: pd.DataFrame) -> Applicability:
-    """Compute features of training and held-out spots, and check on the way that the weights are those of the run."""
+def _reference(
+    model: LoadedModel, cohort: PreparedCohort, run: Run, predicted: pd.DataFrame
+) -> tuple[Applicability, pd.Series]:
+    """Compute features of training and held-out spots, and check on the way that the weights are those of the run.
+
+    Returns:
+        The reference, and the novelty of the held-out spots by it.
+    """
     record = run.record
     tested = cohort.sections_of(record.fold.test_patients)
     trained = cohort.sections_of([patient for patient in cohort.patients if patient in _training_patients(model, record)])
@@ -186,8 +194,9 @@ def _reference(model: LoadedModel, cohort: PreparedCohort, run: Run, predicted: 
             f"{run.folder / MODEL} does not give the predictions of its run: they differ by up to {difference:.3g}; "
             "the folder was changed since, or this version of timm builds another network"
         )
-    names, bank, _ = _views(model, cohort, trained, BANK)
-    return fit_applicability(bank, np.array([name.partition(":")[0] for name in names]), held_out)
+    of_bank, bank, _ = _views(model, cohort, trained, BANK)
+    reference = fit_applicability(bank, np.array([name.partition(":")[0] for name in of_bank]), held_out)
+    return reference, pd.Series(reference.novelty(held_out).numpy(), names)
 
 
 def _training_patients(model: LoadedModel, record: Any) -> set[str]:
@@ -236,6 +245,28 @@ def _intervals(members: Sequence[_Member]) -> PredictionIntervals:
     total, n = (np.concatenate([parts[key] for key in by_spots]) for parts in (sums, counts))
     residuals = np.where(n > 0, total / np.maximum(n, 1), np.nan)
     return fit_intervals(residuals, [patient for key in by_spots for patient in patients[key]], genes)
+
+
+def _risk_coverage(members: Sequence[_Member]) -> dict[str, Any] | None:
+    """Say what abstaining by novelty is worth on the held-out spots, each by the novelty its own run gives it."""
+    known = [(member, member.novelty) for member in members if member.novelty is not None]
+    if len(known) < len(members):
+        return None
+    novelty, error, patients = (
+        np.concatenate(parts)
+        for parts in zip(
+            *(
+                (
+                    own.to_numpy(),
+                    np.abs(member.residuals.loc[own.index].to_numpy()).mean(axis=1),
+                    member.patients.loc[own.index].to_numpy(dtype=str),
+                )
+                for member, own in known
+            ),
+            strict=True,
+        )
+    )
+    return risk_coverage(novelty, error, patients).to_dict()
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, Any]:

@@ -308,10 +308,7 @@ def test_five_hundred_records_take_less_than_ten_seconds(write_runs: Write, tmp_
         (ProtocolConfig.model_validate({"panel": {"include": ["MKI67"]}}), "MKI67 always included"),
         (ProtocolConfig.model_validate({"panel": {"rule": "list", "genes": ["G"]}}), "a given list of 12 genes"),
         (ProtocolConfig.model_validate({"panel": {"rule": "highly_variable"}}), "most variable genes"),
-        (
-            ProtocolConfig.model_validate({"panel": {"rule": "spatially_variable"}}),
-            "genes of highest Moran's I within sections",
-        ),
+        (ProtocolConfig.model_validate({"panel": {"rule": "spatially_variable"}}), "highest Moran's I within sections"),
         (ProtocolConfig.model_validate({"expression": {"kind": "stnet"}}), "as ST-Net"),
         (ProtocolConfig.model_validate({"split": {"rule": "fixed", "test_patients": ["A"]}}), "fixed test patients: A"),
         (ProtocolConfig.model_validate({"split": {"rule": "grouped_kfold", "k": 3}}), "3 folds over patients"),

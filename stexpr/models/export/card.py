@@ -44,7 +44,7 @@ def model_card(model: LoadedModel) -> str:
         "input": f"{preprocessing.window_px} px at {preprocessing.mpp:g} um/px, stain normalization: {preprocessing.stain}",
         "unit": f"{model.transform.kind}: {_UNITS[model.transform.kind]}",
         "intervals": "none" if model.intervals is None else _intervals(model),
-        "foreign tissue": "flagged where a patch lies far from the training patches" if model.has_reference else "not told",
+        "foreign tissue": _abstention(model),
         "seed, versions": f"{about('seed')}; {cell(_versions(provenance.get('versions')))}",
         "license of the data": about("license"),
         "citation of the data": about("citation"),
@@ -116,6 +116,17 @@ def _intervals(model: LoadedModel) -> str:
         for coverage, column in zip(model.intervals.coverages, finite.T, strict=True)
     ]
     return f"{model.intervals.label}; median half-widths {', '.join(medians)}"
+
+
+def _abstention(model: LoadedModel) -> str:
+    if not model.has_reference:
+        return "not told"
+    words = "flagged where a patch lies far from the training patches"
+    curve = model.release.risk_coverage
+    if curve is None:
+        return words
+    risk = dict(zip(curve["coverage"], np.mean(curve["risk"], axis=0), strict=True))
+    return f"{words}; mean absolute error on held-out spots {risk[1.0]:.3f}, on the 80 % least novel of them {risk[0.8]:.3f}"
 
 
 def _versions(versions: Any) -> str | None:

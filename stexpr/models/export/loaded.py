@@ -43,12 +43,15 @@ class Release(Strict):
         symmetries: Whether predictions were scored as means over the eight flips and rotations.
         stain_reference: Stain profile that patches are brought to, as `data.stain` describes it.
         scores: r per gene averaged, with interval and ceiling, as the card shows them.
+        risk_coverage: Mean absolute error of held-out spots against the share kept when abstaining by novelty, as
+            `evaluate.risk_coverage` describes it.
         notes: What a user should know.
     """
 
     symmetries: bool = False
     stain_reference: dict[str, Any] | None = None
     scores: dict[str, Any] = {}
+    risk_coverage: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
 
