@@ -45,6 +45,7 @@ class SlidePrediction:
         mask: Tissue of the slide.
         grid: Its patches.
         n_foreign: Patches unlike those the model was trained on; None where the model cannot tell.
+        abstained: Whether the predictions of those were withheld.
         warnings: In what the slide differs from the model's training data.
     """
 
@@ -52,7 +53,17 @@ class SlidePrediction:
     mask: TissueMask
     grid: SlideGrid
     n_foreign: int | None
+    abstained: bool
     warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Say in a line how many patches there are, what was left out and what is foreign."""
+        left_out = ", ".join(f"{count:,} with {reason}" for reason, count in self.grid.left_out.items())
+        if self.n_foreign is None:
+            foreign = "foreign ones unknown: the model was exported without its training features"
+        else:
+            foreign = f"{self.n_foreign:,} foreign, {'withheld' if self.abstained else 'flagged'}"
+        return f"{len(self.grid):,} patches; left out: {left_out}; {foreign}"
 
     def read(self, genes: Sequence[str] | None = None) -> Any:
         """Read the AnnData; of some genes, these alone, so that a slide of any size fits.
@@ -149,7 +160,7 @@ def predict_slide(
         uns = {PROVENANCE: json.dumps(made), SPATIAL: {slide.stem: entry}}
         stream = run_model(loaded, batches, precision=precision, symmetries=symmetries)
         n_foreign = _write(output, stream, loaded, grid, half_widths, uns, features=features, abstain=abstain)
-    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, notes)
+    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, abstain, notes)
 
 
 def _write(
