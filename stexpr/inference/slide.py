@@ -99,7 +99,7 @@ def predict_slide(
     The file is an AnnData with a patch in each row: `X` predicted expression in the model's unit, `obsm["spatial"]` centers in
     level-0 px, `obs` row and column in the grid and the share of tissue; of a model that knows its training patches also
     `novelty` (above 1 a patch is foreign) and `applicable`; of an ensemble `layers["spread"]`; `var` mean and SD over the
-    applicable patches and half-widths of the prediction intervals, such as `half_width_90`: measurements of a spot like the
+    applicable patches and half-widths of the prediction intervals, such as `half_width_0.9`: measurements of a spot like the
     patch lie within `X` plus and minus these.
 
     Args:
@@ -201,7 +201,7 @@ def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float3
     if model.intervals is None:
         return {}
     wanted = [i for i, value in enumerate(known) if coverage in (None, value)]
-    return {f"half_width_{100 * known[i]:g}": model.intervals.half_width[:, i] for i in wanted}
+    return {f"half_width_{known[i]:g}": model.intervals.half_width[:, i] for i in wanted}
 
 
 def _scale(image: SlideImage, mpp: float | None) -> tuple[float, str, tuple[str, ...]]:
