@@ -145,7 +145,7 @@ def predict_slide(
         cutter = PatchCutter.of(loaded, image, own_mpp, mask, grid.centers)
         batches = progress(cutter.batches(grid.centers, batch_size), slide.name, math.ceil(len(grid) / batch_size))
         made = {
-            "slide": {"file": slide.name, "bytes": slide.stat().st_size, "read_by": image.backend},
+            "slide": {"file": slide.name, "bytes": _size(slide), "read_by": image.backend},
             "mpp": own_mpp,
             "mpp_source": source,
             "about": dict(about or {}),
@@ -190,6 +190,12 @@ def _write(
 
     write_whole(output, write, needs=4 * len(grid) * (len(model.genes) * (1 + spread) + n_features))
     return n_foreign
+
+
+def _size(slide: Path) -> int:
+    """Bytes of a file, or of the files in the folder of a DICOM slide."""
+    files = [slide] if slide.is_file() else [path for path in slide.iterdir() if path.is_file()]
+    return sum(path.stat().st_size for path in files)
 
 
 def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float32[Array, "G"]]:
