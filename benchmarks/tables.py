@@ -72,6 +72,19 @@ def speed(_: str) -> str:
     return table(["path", "ours, s", "scipy loop, s", "times as fast", "must reach"], rows)
 
 
+def slides(_: str) -> str:
+    """Memory and time of predicting slides, by the area of their tissue."""
+    found = json.loads((RESULTS / "speed-slide.json").read_text(encoding="utf-8"))
+    keys = ("tissue_mm2", "patches", "cpu_s", "peak_mb_above_imports", "file_mb")
+    rows = [[f"{row[key]:,g}" for key in keys] for row in found["slides"]]
+    line = found["line"]
+    return (
+        table(["tissue, mm²", "patches", "processor s", "peak MB above the imports", "file, MB"], rows)
+        + f"\n\n{line['s_per_mm2']:.3f} s/mm² and {line['s_at_no_tissue']:.1f} s without tissue; a line through the times "
+        f"explains {line['r2']:.3%} of their variance."
+    )
+
+
 def effect(sweep: str) -> str:
     """The auxiliary effect by backbone, with its interval over seeds."""
     rows = []
@@ -117,7 +130,7 @@ def sweeps(_: str) -> str:
     return table(["script", "what", "measured"], rows)
 
 
-WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, effect, sweeps)}
+WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, slides, effect, sweeps)}
 
 
 def written(text: str) -> str:

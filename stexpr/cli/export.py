@@ -1,11 +1,16 @@
 """`stexpr export`: finished runs as one model that others can load."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stexpr.cli import terminal
+from stexpr.config.files import write_whole
+
+TIMM = "timm"
+ONNX = "model.onnx"
 
 
 def export(
@@ -15,6 +20,8 @@ def export(
     seed: Annotated[int | None, typer.Option(help="Only the runs of this seed.")] = None,
     cohort: Annotated[Path | None, typer.Option(help="Where the runs' cohort is now.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
+    timm: Annotated[bool, typer.Option("--timm", help="Also the backbone alone, in timm's own format.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, checked against PyTorch.")] = False,
 ) -> None:
     """Write finished runs as one model: weights, genes, intervals, training features and a card."""
     from stexpr.train.release import choose_runs, export_runs
@@ -28,3 +35,20 @@ def export(
         terminal.say(f"prediction intervals: {written.intervals.label}")
     for note in written.release.notes:
         terminal.say(f"note: {note}")
+    if timm:
+        from stexpr.models.export.timm_folder import save_timm_backbone
+
+        for i, network in enumerate(written.networks):
+            folder = output / TIMM / str(i) if len(written.networks) > 1 else output / TIMM
+            save_timm_backbone(network, folder, preprocessing=written.preprocessing)
+            terminal.say(f"{folder}: backbone for timm.create_model('local-dir:{folder}', num_classes=0, pretrained=True)")
+    if onnx:
+        from stexpr.models.export.onnx import save_onnx
+
+        report = save_onnx(written, output / ONNX)
+        text = json.dumps({**report.to_dict(), "path": ONNX}, indent=1) + "\n"
+        write_whole(output / f"{ONNX}.json", lambda part: part.write_text(text, encoding="utf-8"))
+        worst = max(report.difference.values())
+        terminal.say(f"{output / ONNX}: {report.bytes / 1e6:.1f} MB, differs from PyTorch by at most {worst:.1e} SD")
+        for entry in report.latency:
+            terminal.say(f"  {entry}")

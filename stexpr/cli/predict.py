@@ -65,10 +65,5 @@ def predict(
     beside = {kind: output.with_suffix(f".{kind}") for kind in ("geojson", "png")}
     write_geojson(patches, beside["geojson"])
     save_figure(overview_figure(patches, done.mask), beside["png"])
-    left_out = ", ".join(f"{count:,} with {reason}" for reason, count in done.grid.left_out.items())
-    if done.n_foreign is None:
-        foreign = "; foreign patches unknown: the model was exported without its training features"
-    else:
-        foreign = f"; {done.n_foreign:,} foreign, {'withheld' if abstain else 'flagged'}"
-    terminal.say(f"{slide.name}: {len(done.grid):,} patches, {len(loaded.genes):,} genes; left out: {left_out}{foreign}")
+    terminal.say(f"{slide.name}: {len(loaded.genes):,} genes of {done.summary()}")
     terminal.say(f"written to {output}, {beside['geojson'].name} and {beside['png'].name}")

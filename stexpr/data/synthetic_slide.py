@@ -56,7 +56,7 @@ def write_large_slide(
         raise ConfigError(f"{n_blocks} blocks of tissue do not fit: {whole.size} whole blocks of {BLOCK_PX} px do")
     whole.flat[:n_blocks] = True
     downsamples = _DOWNSAMPLES if levels else _DOWNSAMPLES[:1]
-    resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    resolution: dict[str, Any] = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     shapes = [(-(-height // down), -(-width // down)) for down in downsamples]
 
     def write(part: Path) -> None:
@@ -84,8 +84,9 @@ def _point_at_tiles(path: Path, blocks: Bool[Array, "rows columns"], downsamples
     """Append the different tiles to the file and let every place of every level point at one of them."""
     import tifffile
 
-    with tifffile.TiffFile(path, mode="r+b") as file:
-        for page, down in zip(file.pages, downsamples, strict=True):
+    with tifffile.TiffFile(path, mode="r+") as file:
+        pages: list[Any] = list(file.pages)
+        for page, down in zip(pages, downsamples, strict=True):
             rows, columns = -(-page.imagelength // _TILE_PX), -(-page.imagewidth // _TILE_PX)
             per_block = BLOCK_PX // (_TILE_PX * down)
             tissue = blocks.repeat(per_block, axis=0).repeat(per_block, axis=1)[:rows, :columns]
@@ -109,7 +110,8 @@ def _texture(rng: Any) -> UInt8[Array, "H W 3"]:
     shade = rng.normal(0, 12, (_TILE_PX, _TILE_PX))
     for cx, cy in rng.uniform(0, _TILE_PX, (60, 2)):
         shade -= 70 * (((x - cx) ** 2 + (y - cy) ** 2) < 49)
-    return np.clip(np.array(_TISSUE) + shade[..., None], 0, 255).astype(np.uint8)
+    texture: Array = np.clip(np.array(_TISSUE) + shade[..., None], 0, 255).astype(np.uint8)
+    return texture
 
 
 def _jpeg(tile: UInt8[Array, "H W 3"]) -> bytes:

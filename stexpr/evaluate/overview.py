@@ -45,7 +45,7 @@ def overview_figure(patches: Any, mask: TissueMask | None = None) -> Any:
     if NOVELTY in patches.obs:
         maps = {"novelty (foreign above 1)": patches.obs[NOVELTY].to_numpy(dtype=float), **maps}
     foreign = foreign_patches(patches)
-    columns = min(3, 1 + len(maps))
+    columns = 2 if len(maps) == 3 else min(3, 1 + len(maps))
     rows = -(-(1 + len(maps)) // columns)
     tall = float(np.clip(_PANEL_IN * height / width, 1.5, 6.0))
     figure = Figure(figsize=(columns * (_PANEL_IN + 0.6), rows * (tall + 0.5) + 0.5), dpi=DPI, layout="constrained")
@@ -80,8 +80,7 @@ def _on_grid(patches: Any, values: Float[Array, "N"], made: dict[str, Any]) -> t
 def _draw_slide(
     axes: Any, picture: Any, size: tuple[float, float], mask: TissueMask | None, cells: Any, foreign: Bool[Array, "N"]
 ) -> None:
-    """Draw the slide, the outline of its tissue and, in a wash of red, the foreign patches."""
-    from matplotlib.colors import ListedColormap
+    """Draw the slide, the outline of its tissue and, hatched in red, the foreign patches."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -90,10 +89,15 @@ def _draw_slide(
     if _draw_outline(axes, size, mask, NETWORK):
         keys.append(Line2D([], [], color=NETWORK, linewidth=_OUTLINE, label="tissue"))
     if foreign.any():
-        values, extent = cells
-        wash = np.where(values > 0, 1.0, np.nan)
-        axes.imshow(wash, extent=extent, cmap=ListedColormap([WARN]), alpha=0.4, interpolation="nearest")
-        keys.append(Patch(color=WARN, alpha=0.4, label="foreign"))
+        values, (left, right, bottom, top) = cells
+        known = np.pad(np.nan_to_num(values), 1)  # a hatch at the rim of the grid ends there
+        x, y = (
+            low + (np.arange(n) - 0.5) * (high - low) / (n - 2)
+            for low, high, n in ((left, right, known.shape[1]), (top, bottom, known.shape[0]))
+        )
+        hatched = axes.contourf(x, y, known, levels=[0.5, 1.5], colors="none", hatches=["////"])
+        hatched.set(edgecolor=WARN, linewidth=0.0)
+        keys.append(Patch(facecolor="none", edgecolor=WARN, hatch="////", linewidth=0.0, label="foreign"))
     axes.set_title("slide", fontsize=10, color=INK)
     if keys:
         axes.legend(handles=keys, loc="upper right", fontsize=7, framealpha=0.85, edgecolor="none")

@@ -45,6 +45,7 @@ class SlidePrediction:
         mask: Tissue of the slide.
         grid: Its patches.
         n_foreign: Patches unlike those the model was trained on; None where the model cannot tell.
+        abstained: Whether the predictions of those were withheld.
         warnings: In what the slide differs from the model's training data.
     """
 
@@ -52,7 +53,17 @@ class SlidePrediction:
     mask: TissueMask
     grid: SlideGrid
     n_foreign: int | None
+    abstained: bool
     warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Say in a line how many patches there are, what was left out and what is foreign."""
+        left_out = ", ".join(f"{count:,} with {reason}" for reason, count in self.grid.left_out.items())
+        if self.n_foreign is None:
+            foreign = "foreign ones unknown: the model was exported without its training features"
+        else:
+            foreign = f"{self.n_foreign:,} foreign, {'withheld' if self.abstained else 'flagged'}"
+        return f"{len(self.grid):,} patches; left out: {left_out}; {foreign}"
 
     def read(self, genes: Sequence[str] | None = None) -> Any:
         """Read the AnnData; of some genes, these alone, so that a slide of any size fits.
@@ -88,7 +99,7 @@ def predict_slide(
     The file is an AnnData with a patch in each row: `X` predicted expression in the model's unit, `obsm["spatial"]` centers in
     level-0 px, `obs` row and column in the grid and the share of tissue; of a model that knows its training patches also
     `novelty` (above 1 a patch is foreign) and `applicable`; of an ensemble `layers["spread"]`; `var` mean and SD over the
-    applicable patches and half-widths of the prediction intervals, such as `half_width_90`: measurements of a spot like the
+    applicable patches and half-widths of the prediction intervals, such as `half_width_0.9`: measurements of a spot like the
     patch lie within `X` plus and minus these.
 
     Args:
@@ -134,7 +145,7 @@ def predict_slide(
         cutter = PatchCutter.of(loaded, image, own_mpp, mask, grid.centers)
         batches = progress(cutter.batches(grid.centers, batch_size), slide.name, math.ceil(len(grid) / batch_size))
         made = {
-            "slide": {"file": slide.name, "bytes": slide.stat().st_size, "read_by": image.backend},
+            "slide": {"file": slide.name, "bytes": _size(slide), "read_by": image.backend},
             "mpp": own_mpp,
             "mpp_source": source,
             "about": dict(about or {}),
@@ -149,7 +160,7 @@ def predict_slide(
         uns = {PROVENANCE: json.dumps(made), SPATIAL: {slide.stem: entry}}
         stream = run_model(loaded, batches, precision=precision, symmetries=symmetries)
         n_foreign = _write(output, stream, loaded, grid, half_widths, uns, features=features, abstain=abstain)
-    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, notes)
+    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, abstain, notes)
 
 
 def _write(
@@ -181,6 +192,12 @@ def _write(
     return n_foreign
 
 
+def _size(slide: Path) -> int:
+    """Bytes of a file, or of the files in the folder of a DICOM slide."""
+    files = [slide] if slide.is_file() else [path for path in slide.iterdir() if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
 def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float32[Array, "G"]]:
     """Return the half-widths of the model's intervals by column: of one coverage, or of all it has."""
     known = model.intervals.coverages if model.intervals is not None else ()
@@ -190,7 +207,7 @@ def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float3
     if model.intervals is None:
         return {}
     wanted = [i for i, value in enumerate(known) if coverage in (None, value)]
-    return {f"half_width_{100 * known[i]:g}": model.intervals.half_width[:, i] for i in wanted}
+    return {f"half_width_{known[i]:g}": model.intervals.half_width[:, i] for i in wanted}
 
 
 def _scale(image: SlideImage, mpp: float | None) -> tuple[float, str, tuple[str, ...]]:

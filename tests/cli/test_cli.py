@@ -38,7 +38,7 @@ FROZEN = {
     "data verify": ["CARD", "FOLDER"],
     "demo": ["--output", "--quick", "--seed", "-o"],
     "doctor": [],
-    "export": sorted(["--cohort", "--device", "--model", "--output", "--seed", "-o", "RUNS"]),
+    "export": sorted(["--cohort", "--device", "--model", "--onnx", "--output", "--seed", "--timm", "-o", "RUNS"]),
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
     "hest-bench": sorted(
         ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]

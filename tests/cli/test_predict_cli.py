@@ -28,7 +28,7 @@ def test_from_a_slide_to_three_files(stexpr: Run, model: Path, tmp_path: Path):
     )
     found = anndata.read_h5ad("new/out.h5ad")
     n_foreign = int((~found.obs["applicable"]).sum())
-    assert f"half.tif: {found.n_obs} patches, 6 genes; left out: " in out
+    assert f"half.tif: 6 genes of {found.n_obs} patches; left out: " in out
     assert f"; {n_foreign} foreign, withheld\n" in out
     assert "written to new/out.h5ad, out.geojson and out.png" in out
     assert "X_stexpr" in found.obsm
@@ -44,7 +44,7 @@ def test_without_genes_those_that_vary_most_are_shown(stexpr: Run, tmp_path: Pat
     write_slide(tmp_path / "a.tif", slide_pixels(300, 450), mpp=None)
     code, out, err = stexpr("predict", "a.tif", "-m", model, "--mpp", "1", "--stride", "64", "--min-tissue", "0.9")
     assert (code, err) == (0, "")
-    assert "foreign patches unknown: the model was exported without its training features" in out
+    assert "foreign ones unknown: the model was exported without its training features" in out
     varied = anndata.read_h5ad("prediction.h5ad").var["predicted_sd"].nlargest(3).index.tolist()
     first = json.loads(Path("prediction.geojson").read_text())["features"][0]
     assert list(first["properties"]["measurements"]) == [*varied, "tissue fraction"]

@@ -70,7 +70,7 @@ def test_the_file_says_all_one_needs_to_know(half_foreign, model, tmp_path):
     np.testing.assert_array_equal(kept, found.obs["novelty"] <= 1)
     np.testing.assert_allclose(found.var["predicted_mean"], found.X[:][kept].mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(found.var["predicted_sd"], found.X[:][kept].std(axis=0), atol=1e-5)
-    np.testing.assert_array_equal(found.var["half_width_90"], 2.0 * np.arange(1, 7))
+    np.testing.assert_array_equal(found.var["half_width_0.9"], 2.0 * np.arange(1, 7))
     assert set(found.layers) | set(found.obsm) == {"spatial"}  # one network has no spread; features only where asked for
     made = json.loads(found.uns["stexpr"])
     assert (made["mpp"], made["mpp_source"], made["stride_um"], made["abstained"]) == (MPP, "file", 32.0, False)
@@ -115,7 +115,7 @@ def test_stride_share_of_tissue_and_coverage_are_the_users(half_foreign, model, 
     dense = predict_slide(half_foreign[0], model, tmp_path / "a.h5ad", stride_um=16.0, min_tissue=1.0, coverage=0.5).read()
     assert np.diff(np.unique(dense.obsm["spatial"][:, 0])).min() == 16
     assert dense.obs["tissue_fraction"].min() > 0.999
-    assert [column for column in dense.var if column.startswith("half_width")] == ["half_width_50"]
+    assert [column for column in dense.var if column.startswith("half_width")] == ["half_width_0.5"]
     (entry,) = dense.uns["spatial"].values()
     assert entry["scalefactors"]["spot_diameter_fullres"] == 16
 
