@@ -51,4 +51,5 @@ def export(
         worst = max(report.difference.values())
         terminal.say(f"{output / ONNX}: {report.bytes / 1e6:.1f} MB, differs from PyTorch by at most {worst:.1e} SD")
         for entry in report.latency:
-            terminal.say(f"  {entry}")
+            batch, torch_ms, onnx_ms = entry.batch_size, entry.torch_ms, entry.onnx_ms
+            terminal.say(f"  one thread, {batch} at a time: {onnx_ms:.2f} ms a patch, PyTorch {torch_ms:.2f} ms")
