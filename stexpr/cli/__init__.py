@@ -200,6 +200,7 @@ def audit(
 def hest_bench(
     folder: Annotated[Path, typer.Argument(help="HEST-Benchmark's folder, or that of one task.")],
     encoder: Annotated[str, typer.Option(help="Any backbone by name, or the folder of an exported model.")],
+    *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the tables.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; several times.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load the encoder's weights.")] = False,

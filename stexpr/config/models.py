@@ -60,6 +60,8 @@ class BackboneConfig(Strict):
         if self.backbone.startswith(FOLDER):
             folder = Path(self.backbone.removeprefix(FOLDER))
             values["backbone"] = f"{FOLDER}{folder.name}"
+            if not folder.is_dir():
+                raise DataError(f"there is no folder {folder}, which model.backbone names")
             # what is missing, the backbone has better words for
             names = ("config.json", "model.safetensors") if self.pretrained else ("config.json",)
             files += [folder / name for name in names if (folder / name).is_file()]

@@ -11,13 +11,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from stexpr.config.models import FOLDER
 from stexpr.errors import ModelError, nearest
 from stexpr.models.arguments import checked_arguments
 from stexpr.models.encoders import ENCODERS
 from stexpr.models.weights import CONFIG, hub_folder, one_line
 
 TRIAL_SIZES: Final = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 299, 384)
-FOLDER: Final = "local-dir:"
 HUB: Final = "hf-hub:"
 
 
@@ -127,13 +127,15 @@ def read_blueprint(name: str, arguments: Mapping[str, Any] | None = None, *, wei
 
 
 def _of_folder(name: str, source: str, own: dict[str, Any]) -> Blueprint:
+    path = Path(source.removeprefix(FOLDER)) / CONFIG
     try:
-        settings: Any = timm.create_model(source, num_classes=0).pretrained_cfg
-        path = Path(source.removeprefix(FOLDER)) / CONFIG
         given = json.loads(path.read_text(encoding="utf-8")).get("model_args") or {}
+        arguments = {**checked_arguments(given, str(path)), **own}  # before timm makes anything of them
+        settings: Any = timm.create_model(source, num_classes=0).pretrained_cfg
+    except ModelError:
+        raise
     except Exception as err:  # a missing file, another library's config.json
         raise ModelError(f"backbone {name!r} cannot be read: {one_line(err)}") from err
-    arguments = {**checked_arguments(given, str(path)), **own}
     return _blueprint(name, source, arguments, int(settings["input_size"][-1]), bool(settings.get("fixed_input_size")))
 
 

@@ -142,7 +142,7 @@ def _with_head(job: Job, backbone: Backbone, train: SpotDataset, ridge: GroupedR
         transform=job.transform,
         standardize=False,  # the regression predicts expression itself
     )
-    model = SpotRegressor(backbone, objective, None)
+    model = SpotRegressor(backbone, objective, None, auxiliary_weight=0.0)
     weight, bias = ridge.linear()
     with torch.no_grad():
         model.main_head.weight.copy_(torch.from_numpy(weight))

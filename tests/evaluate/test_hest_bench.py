@@ -537,7 +537,7 @@ def test_weights_of_a_file_are_taken_for_the_architecture_named(planted, tmp_pat
 
 def test_a_published_encoder_without_its_weights_says_its_terms(planted, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"CC-BY-NC-ND-4\.0, access on request .* --download on the command line"):
+    with pytest.raises(ModelError, match=r"CC-BY-NC-ND-4\.0, access on request .*--download on the command line"):
         hest_bench(planted, "hf-hub:MahmoodLab/UNI2-h", device="cpu")
 
 

@@ -1,5 +1,6 @@
 """Weights from elsewhere: safetensors of the network named or a word that says why not, and no request unasked."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_a_folder_with_a_pickle_alone_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
         create_backbone(f"local-dir:{tmp_path}", window_px=64, pretrained=True)
     assert create_backbone(f"local-dir:{tmp_path}", window_px=64).timm_name == "test_resnet"
+
+
+def test_arguments_of_a_folder_are_checked_before_timm_sees_them(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"checkpoint_path": "/etc/passwd"}}))
+    with pytest.raises(ModelError, match=r"config\.json: 'checkpoint_path' is no argument of a network"):
+        create_backbone(f"local-dir:{tmp_path}", window_px=64, pretrained=True)
 
 
 def test_a_folder_takes_no_other_weights(tmp_path):

@@ -1,5 +1,6 @@
 """A frozen encoder in a study: what it sees, that its exported network is the regression, its place on a board."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from timm.models._hub import save_for_hf
 from stexpr.config import BASELINES, FrozenConfig, StudyConfig
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, ModelError
+from stexpr.evaluate.audit.report import audit
 from stexpr.evaluate.leaderboard import build_leaderboard
 from stexpr.evaluate.records import read_record
 from stexpr.models.export import load_model
@@ -127,6 +129,8 @@ def test_the_weights_make_the_run_wherever_they_lie(study: Study, encoder: Path,
     first = by_file.run_hash("cohort", fold)
     path.write_bytes(path.read_bytes() + b" ")
     assert by_file.run_hash("cohort", fold) != first
+    with pytest.raises(DataError, match=r"no folder .*gone, which model\.backbone names"):
+        study(*frozen(tmp_path / "gone")).run_hash("cohort", fold)
     path.unlink()
     with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
         by_file.run_hash("cohort", fold)
@@ -155,6 +159,24 @@ def test_what_an_encoder_sees_is_decided_and_said(keys, window_px, mpp, seen, wo
 def test_a_resolution_without_an_input_size_is_refused():
     with pytest.raises(ModelError, match=r"model\.mpp = 1, but the backbone 'tiny' has no input size"):
         view_of(FrozenConfig(backbone="tiny", mpp=1.0), window_px=64, mpp=0.5)
+
+
+def test_an_audit_compares_the_weights_where_they_still_are(
+    study: Study, encoder: Path, tmp_path: Path, baselines: Callable[[Path], None]
+):
+    baselines(tmp_path / "runs")
+    moving = shutil.copytree(encoder, tmp_path / "moving" / "mine")
+    run = run_study(study(*frozen(moving)), tmp_path / "runs")[0]
+
+    def provenance() -> Any:
+        return next(finding for finding in audit(run).findings if finding.check == "provenance")
+
+    assert provenance().severity == "passed"
+    (moving / "model.safetensors").write_bytes(b"another")
+    assert provenance().severity == "flag"
+    shutil.rmtree(moving)
+    assert "not done: there is no folder" in provenance().sentence
+    assert not audit(run).leaks
 
 
 def test_a_crop_is_what_the_exported_network_takes(study: Study, encoder: Path, tmp_path: Path, baselines: Any):

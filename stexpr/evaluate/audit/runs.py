@@ -172,7 +172,10 @@ def _statistics(run: _Run) -> Finding:
 
 def _identity_of_run(run: _Run) -> Finding:
     """Say whether configuration and folds are those the run was named by."""
-    hashed = run.config.run_hash(run.cohort.hash, _json(run.fold))
+    try:
+        hashed = run.config.run_hash(run.cohort.hash, _json(run.fold))
+    except DataError as err:  # weights of the machine it was trained on
+        return not_done("provenance", str(err))
     if hashed == run.record.config_hash:
         return Finding("provenance", "passed", "configuration, fold and cohort are those the run was named by")
     sentence = f"configuration, fold and cohort give {hashed}, the record says {run.record.config_hash}: a file was edited"
