@@ -180,7 +180,7 @@ class _Section:
             raise DataError(f'of all {len(inside)} spots {where}; obsm["spatial"] counts pixels of the full-resolution image')
         if inside.all() or edge == "pad":
             return np.arange(len(inside))
-        said = f"of {int((~inside).sum())} of {len(inside)} spots {where}"
+        said = f"{int((~inside).sum())} of {len(inside)} spots: {where}"
         if edge == "raise":
             raise DataError(f"{said}; take edge='nan' or edge='pad', or leave them out")
         warnings.warn(f"{said}: their rows are NaN", DataWarning, stacklevel=_USER)
