@@ -1,8 +1,8 @@
 """What a trained model adds to an AnnData, scanpy style: in place, with `key_added=` and `copy=`.
 
 `embed`, `predict_expression` and `predict` (both, in one pass) read the tissue image; `score_prediction` compares with what
-was measured; `spatial_domains` clusters. How each thing was made stands in `uns["stexpr"]`. `lazyslide` is for those who start from a slide
-in LazySlide.
+was measured; `spatial_domains` clusters. How each thing was made stands in `uns["stexpr"]`. `lazyslide` is for those who
+start from a slide in LazySlide.
 """
 
 from stexpr.tl import lazyslide
