@@ -130,7 +130,29 @@ def sweeps(_: str) -> str:
     return table(["script", "what", "measured"], rows)
 
 
-WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, slides, effect, sweeps)}
+def domains(_: str) -> str:
+    """Agreement of tissue domains with those of measured expression, models first, then references."""
+    result = json.loads((RESULTS / "anndata-mob.json").read_text(encoding="utf-8"))
+
+    def indices(found: dict[str, Any] | None) -> list[str]:
+        if found is None:
+            return ["–", "–"]
+        return [f"{number(found[key]['mean'])} ({number(found[key]['low'])} to {number(found[key]['high'])})" for key in found]
+
+    rows = []
+    for row in sorted(result["models"], key=lambda row: row["kind"], reverse=True):
+        name = row["model"] if row["kind"] == "network" else f"*{row['model']}*"
+        rows.append([name, number(row.get("mean_r")), *indices(row.get("ari_features")), *indices(row["ari_predicted"])])
+    for name, found in result["references"].items():
+        both = found if "resolution 1" in found else {"resolution 1": found, "as many domains": found}
+        rows.append([f"*{name}*", "–", "–", "–", *indices(both)])
+    header = ["model", "r", "features", "features, as many domains", "predicted", "predicted, as many domains"]
+    return table(header, rows)
+
+
+WRITERS = {
+    writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, slides, effect, sweeps, domains)
+}
 
 
 def written(text: str) -> str:

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["lazyslide", "pl", "tl"],
+    submodules=["pl", "tl"],
     submod_attrs={
         "config": ["StudyConfig", "load_study"],
         "data.adopt": ["adopt"],

@@ -12,12 +12,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from stexpr.config.files import write_whole
-from stexpr.data.tissue_image import ImageSource, find_image
+from stexpr.data.tissue_image import ImageSource, find_image, spot_centers
 from stexpr.errors import DataError, GeneError, MetricError, nearest
 from stexpr.evaluate import figures, tissue_maps
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.measured import measured_of
-from stexpr.types import MEASURED, SPATIAL
+from stexpr.types import MEASURED
 
 __all__ = ["embedding_map", "gene_map", "gene_ranks", "leaderboard", "r_vs_ceiling"]
 
@@ -243,9 +243,7 @@ def _places(
     if image is False and {"x_um", "y_um"} <= set(adata.obs):
         x, y = (adata.obs[axis].to_numpy(dtype=np.float64)[rows] for axis in ("x_um", "y_um"))
         return x, y, None
-    if SPATIAL not in adata.obsm:
-        raise DataError('the AnnData has no obsm["spatial"]; store spot centers there, in full-resolution pixels, x then y')
-    x, y = np.asarray(adata.obsm[SPATIAL], dtype=np.float64)[rows, :2].T
+    x, y = spot_centers(adata)[rows].T
     if image is False:
         return x, y, None
     found = find_image(adata, None if image is True else image, library_id)

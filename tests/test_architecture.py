@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluate"},
     {"engines"},
     {"train"},
-    {"tl", "pl", "lazyslide"},
+    {"tl", "pl"},
     {"cli", "__init__"},
     {"__main__"},
 ]

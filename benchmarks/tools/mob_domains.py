@@ -11,6 +11,7 @@ Writes benchmarks/results/anndata-mob.json, and pictures into a folder that git 
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from importlib.metadata import version
@@ -29,6 +30,8 @@ from sklearn.metrics import adjusted_rand_score
 import stexpr
 from stexpr.data.cards import load_card
 from stexpr.data.readers import read_section
+from stexpr.errors import MetricError
+from stexpr.evaluate.domains import find_domains, neighbor_graph, wanted_domains
 from stexpr.panel import ExpressionTransform
 
 SECTION = "MOB3"
@@ -52,18 +55,19 @@ def main(runs: list[Path], data: Path, pictures: Path) -> None:
     genes = list(anndata.read_h5ad(networks[0][0] / "predictions.h5ad", backed="r").var_names)
     spots = section.spots
     spots.obsm["measured"] = measured(spots, genes)
-    references = reference_indices(spots, genes)
-    rows = [network_row(spots.copy(), run, record, image, section.mpp, pictures) for run, record in networks]
-    rows += [baseline_row(spots, run, record) for run, record in chosen if record["kind"] == "baseline"]
-    for row in rows:
-        print({key: value for key, value in row.items() if key not in ("run",)})
+    truth = Domains(spots.obsm["measured"])
+    references = reference_indices(spots, truth)
+    rows = [baseline_row(spots, run, record, truth) for run, record in chosen if record["kind"] == "baseline"]
+    for run, record in networks:
+        rows.append(network_row(spots.copy(), run, record, image, section.mpp, pictures, truth))
+        print(json.dumps(rows[-1], indent=1), flush=True)
     done = {
         "command": f"python benchmarks/tools/mob_domains.py {' '.join(sys.argv[1:])}",
         "section": SECTION,
         "spots": spots.n_obs,
         "genes": len(genes),
         "seeds": len(SEEDS),
-        "measured_domains": int(domains(spots, "measured", 0).nunique()),
+        "measured_domains": [int(found.max()) + 1 for found in truth.found],
         "references": references,
         "models": rows,
         "versions": {name: version(name) for name in ("stexpr", "torch", "scanpy", "squidpy", "anndata", "igraph")},
@@ -80,39 +84,47 @@ def measured(spots: Any, genes: list[str]) -> pd.DataFrame:
     return pd.DataFrame(ExpressionTransform()(own, np.maximum(library, 1)), index=spots.obs_names, columns=genes)
 
 
-def domains(spots: Any, key: str, seed: int) -> pd.Series:
-    return stexpr.tl.spatial_domains(spots, use_rep=key, seed=seed, copy=True).obs["stexpr_domains"]
+class Domains:
+    """Domains of one table over seeds of the clustering, from one graph of neighbors: those of tl.spatial_domains."""
 
+    def __init__(self, values: Any) -> None:
+        self.graph = neighbor_graph(np.asarray(values, dtype=float))
+        self.found = [find_domains(self.graph, seed=seed) for seed in SEEDS]
 
-def index(spots: Any, first: str, second: str) -> dict[str, float]:
-    """Adjusted Rand index of two tables' domains, over seeds of the clustering."""
-    values = [adjusted_rand_score(domains(spots, first, seed), domains(spots, second, seed)) for seed in SEEDS]
-    return summary(values)
+    def against(self, other: "Domains") -> dict[str, Any]:
+        """Adjusted Rand index at resolution 1, and with as many domains as the other has, over seeds."""
+        same = []
+        for seed, theirs in zip(SEEDS, other.found, strict=True):
+            with contextlib.suppress(MetricError):  # no resolution makes as many
+                same.append(adjusted_rand_score(wanted_domains(self.graph, int(theirs.max()) + 1, seed=seed)[0], theirs))
+        pairs = [adjusted_rand_score(*pair) for pair in zip(self.found, other.found, strict=True)]
+        return {"resolution 1": summary(pairs), "as many domains": {**summary(same), "seeds": len(same)}}
 
 
 def summary(values: list[float]) -> dict[str, float]:
     return {name: round(float(f(values)), 4) for name, f in (("mean", np.mean), ("low", np.min), ("high", np.max))}
 
 
-def reference_indices(spots: Any, genes: list[str]) -> dict[str, Any]:
-    found = [domains(spots, "measured", seed) for seed in SEEDS]
+def reference_indices(spots: Any, truth: Domains) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     half = spots.copy()
     counts = sp.csr_matrix(spots.X).astype(np.int64)
     one = counts.copy()
     one.data = rng.binomial(counts.data, 0.5)
-    for name, part in (("one", one), ("other", counts - one)):
+    halves = []
+    for part in (one, counts - one):
         half.X = part
-        half.obsm[name] = measured(half, genes)
-    half.obsm["places"] = np.asarray(spots.obsm["spatial"], dtype=float)
+        halves.append(Domains(measured(half, list(spots.obsm["measured"].columns))))
     return {
-        "measured, another seed": summary([adjusted_rand_score(a, b) for a, b in combinations(found, 2)]),
-        "half of the counts against the other half": index(half, "one", "other"),
-        "coordinates against measured": index(half, "places", "measured"),
+        "measured, another seed": summary([adjusted_rand_score(a, b) for a, b in combinations(truth.found, 2)]),
+        "half of the counts against the other half": halves[0].against(halves[1]),
+        "coordinates against measured": Domains(spots.obsm["spatial"]).against(truth),
     }
 
 
-def network_row(adata: Any, run: Path, record: dict[str, Any], image: Path, mpp: float, pictures: Path) -> dict[str, Any]:
+def network_row(
+    adata: Any, run: Path, record: dict[str, Any], image: Path, mpp: float, pictures: Path, truth: Domains
+) -> dict[str, Any]:
     model = stexpr.load_model(run / "model")
     symmetries = record["settings"]["input"]["test_symmetries"]
     about = {"species": "Mus musculus", "tissue": "olfactory bulb", "preservation": "fresh frozen"}
@@ -131,24 +143,22 @@ def network_row(adata: Any, run: Path, record: dict[str, Any], image: Path, mpp:
         "mean_r": round(float(adata.var["stexpr_r"].mean()), 4),
         "mean_r_of_record": round(record["values"]["pearson"]["value"], 4),
         "largest_difference_from_the_run": float(np.abs(of_run.X - predicted.to_numpy()).max()),
-        "ari_features": index(adata, "X_stexpr", "measured"),
-        "ari_predicted": index(adata, "stexpr_expression", "measured"),
-        "n_domains_features": int(adata.obs["domains of features"].nunique()),
-        "n_domains_predicted": int(adata.obs["domains of predicted"].nunique()),
+        "ari_features": Domains(adata.obsm["X_stexpr"]).against(truth),
+        "ari_predicted": Domains(predicted).against(truth),
+        "domains_features": int(adata.obs["domains of features"].nunique()),
+        "domains_predicted": int(adata.obs["domains of predicted"].nunique()),
         **moran(adata),
     }
 
 
-def baseline_row(spots: Any, run: Path, record: dict[str, Any]) -> dict[str, Any]:
+def baseline_row(spots: Any, run: Path, record: dict[str, Any], truth: Domains) -> dict[str, Any]:
     of_run = anndata.read_h5ad(run / "predictions.h5ad")[[f"{SECTION}:{spot}" for spot in spots.obs_names]]
-    own = spots.copy()
-    own.obsm["predicted"] = np.asarray(of_run.X, dtype=float)
-    constant = np.ptp(own.obsm["predicted"], axis=0).max() < 1e-6
+    constant = np.ptp(of_run.X, axis=0).max() < 1e-6  # the training mean
     return {
         "model": record["model_label"],
         "kind": "baseline",
         "run": run.name,
-        "ari_predicted": None if constant else index(own, "predicted", "measured"),
+        "ari_predicted": None if constant else Domains(of_run.X).against(truth),
     }
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from stexpr.data.images import ArrayImage, SlideImage, open_image
 from stexpr.data.section import check_mpp
 from stexpr.errors import DataError, DataWarning, ScaleError, nearest
 from stexpr.types import SPATIAL
 
-__all__ = ["ImageSource", "PixelSize", "TissueImage", "find_image", "library_of", "pixel_size"]
+__all__ = ["ImageSource", "PixelSize", "TissueImage", "find_image", "library_of", "pixel_size", "spot_centers"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 ImageSource: TypeAlias = str | Path | SlideImage | Array
@@ -54,6 +54,20 @@ class PixelSize:
     source: str
 
 
+def spot_centers(adata: Any) -> Float64[Array, "S 2"]:
+    """Return where the spots of an AnnData lie, in full-resolution pixels, x then y.
+
+    Raises:
+        DataError: It does not say, or not of every spot.
+    """
+    if SPATIAL not in adata.obsm:
+        raise DataError('the AnnData has no obsm["spatial"]; store spot centers there, in full-resolution pixels, x then y')
+    centers = np.asarray(adata.obsm[SPATIAL], dtype=np.float64)
+    if centers.ndim != 2 or centers.shape[1] < 2 or not len(centers) or not np.isfinite(centers[:, :2]).all():
+        raise DataError(f'obsm["spatial"] has shape {centers.shape}; it must hold two finite numbers for each spot, x then y')
+    return centers[:, :2]
+
+
 def library_of(adata: Any, library_id: str | None) -> dict[str, Any]:
     """Return what `uns["spatial"]` says of a library, empty where it says nothing.
 
@@ -64,8 +78,7 @@ def library_of(adata: Any, library_id: str | None) -> dict[str, Any]:
     Raises:
         DataError: There is no such library.
     """
-    libraries = adata.uns.get(SPATIAL, {})
-    libraries = dict(libraries) if isinstance(libraries, Mapping) else {}
+    libraries = _libraries(adata)
     if library_id is None:
         return dict(next(iter(libraries.values()))) if len(libraries) == 1 else {}
     if libraries and library_id not in libraries:
@@ -97,8 +110,9 @@ def find_image(adata: Any, image: ImageSource | None = None, library_id: str | N
         return found
     stored = _stored(library)
     if stored is None:
-        names = ", ".join(map(str, adata.uns.get(SPATIAL, {})))
-        several = f"; choose one of its libraries with library_id=: {names}" if "," in names and library_id is None else ""
+        libraries = _libraries(adata)
+        choice = f"; choose one of its libraries with library_id=: {', '.join(map(str, libraries))}"
+        several = choice if len(libraries) > 1 and library_id is None else ""
         raise DataError(
             f'there is no image: none was given, and uns["spatial"] holds no picture{trouble or several}; pass image=, the '
             "full-resolution image"
@@ -147,6 +161,11 @@ def pixel_size(
     check_mpp(size, source)
     others = [f"{other} says {value:.4g}" for other, value in said.items() if abs(value - size) > SAME_MPP * size]
     return PixelSize(size, "; ".join([source, *others]))
+
+
+def _libraries(adata: Any) -> dict[str, Any]:
+    libraries = adata.uns.get(SPATIAL, {})
+    return dict(libraries) if isinstance(libraries, Mapping) else {}
 
 
 def _given(image: ImageSource) -> TissueImage:

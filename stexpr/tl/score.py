@@ -5,18 +5,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Int64
 
 from stexpr.data.provenance import note, noted
+from stexpr.data.tissue_image import spot_centers
 from stexpr.errors import DataError, DataWarning, nearest
 from stexpr.evaluate.ceiling import noise_ceiling
 from stexpr.evaluate.intervals import spatial_blocks
 from stexpr.evaluate.measured import Measured, measured_counts, unit_of
 from stexpr.evaluate.metrics import pearson_per_gene
-from stexpr.panel import ExpressionTransform
 from stexpr.tl.apply import EXPRESSION, STEM
 from stexpr.tl.target import rows_by, target, write
-from stexpr.types import SPATIAL
 
 __all__ = ["score_prediction"]
 
@@ -70,7 +68,8 @@ def score_prediction(
             DataWarning,
             stacklevel=2,
         )
-    predicted = table[list(measured.genes)].to_numpy(dtype=np.float32)
+    predicted, expression = table[list(measured.genes)].to_numpy(dtype=np.float32), measured.expression(transform)
+    centers = spot_centers(own)
     usable = np.isfinite(predicted).all(axis=1) & (measured.library > 0)
     values: dict[str, list[Any]] = {"r": [], "ceiling": []}
     spots = {}
@@ -78,9 +77,11 @@ def score_prediction(
     for section, rows in sections.items():
         spots[section] = len(kept := rows[usable[rows]])
         if len(kept) >= 2:
-            r, ceiling = _scores(predicted[kept], measured, kept, transform, own.obsm[SPATIAL])
-            values["r"].append(r)
-            values["ceiling"].append(ceiling)
+            # the same bits as in the record of a run
+            blocks = spatial_blocks(*centers[kept].T)
+            ceiling = noise_ceiling(measured.counts[kept], measured.library[kept], transform, blocks)
+            values["r"].append(pearson_per_gene(predicted[kept], expression[kept]))
+            values["ceiling"].append(ceiling.value)
     if not values["r"]:
         raise DataError(f"no section has two spots with a prediction and a count; {int(usable.sum())} of all spots have both")
     columns = {}
@@ -101,15 +102,6 @@ def _prediction(adata: Any, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not isinstance(table, pd.DataFrame):
         raise DataError(f"obsm[{key!r}] is {type(table).__name__}, not a table with the names of genes; predict it again")
     return table, how
-
-
-def _scores(
-    predicted: Float32[Array, "S G"], measured: Measured, rows: Int64[Array, "S"], transform: ExpressionTransform, centers: Any
-) -> tuple[Array, Array]:
-    """Return r and ceiling of every gene in the spots of a section; the same bits as in the record of a run."""
-    r = pearson_per_gene(predicted, measured.expression(transform)[rows])
-    blocks = spatial_blocks(*np.asarray(centers, dtype=np.float64)[rows, :2].T)
-    return r, noise_ceiling(measured.counts[rows], measured.library[rows], transform, blocks).value
 
 
 def _left_out(measured: Measured, columns: dict[str, Any], stem: str, usable: Any, how: dict[str, Any]) -> dict[str, Any]:

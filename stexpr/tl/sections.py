@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from stexpr.data.tissue import find_tissue
-from stexpr.data.tissue_image import ImageSource, TissueImage, find_image, library_of, pixel_size
+from stexpr.data.tissue_image import ImageSource, TissueImage, find_image, library_of, pixel_size, spot_centers
 from stexpr.data.windows import Windows
 from stexpr.errors import DataError, DataWarning, StexprError
 from stexpr.inference import pick_device
@@ -20,7 +20,7 @@ from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
 from stexpr.inference.patches import Outputs, PatchCutter, run_model
 from stexpr.models.export import LoadedModel, load_model
 from stexpr.tl.target import rows_by
-from stexpr.types import SPATIAL, Progress, silent
+from stexpr.types import Progress, silent
 
 __all__ = ["Applied", "ApplyOptions", "Edge", "apply_model"]
 
@@ -120,7 +120,7 @@ def apply_model(
     if batch_size < 1:
         raise DataError(f"batch_size = {batch_size}; it must be at least 1")
     about = {"species": species, "tissue": tissue, "preservation": preservation, "technology": technology}
-    centers = _centers(adata)
+    centers = spot_centers(adata)
     loaded = (model if isinstance(model, LoadedModel) else load_model(model)).to(pick_device(device))
     averaged = loaded.release.symmetries if symmetries is None else symmetries
     outputs = _nothing(len(centers), loaded)
@@ -177,10 +177,10 @@ class _Section:
             f"{image.width} x {image.height} px; the spots lie at x {low_x:.0f} to {high_x:.0f}, y {low_y:.0f} to {high_y:.0f}"
         )
         if not inside.any():
-            raise DataError(f'of all {len(inside)} spots {where}; obsm["spatial"] counts pixels of the full-resolution image')
+            raise DataError(f'all {len(inside)} spots: {where}; obsm["spatial"] counts pixels of the full-resolution image')
         if inside.all() or edge == "pad":
             return np.arange(len(inside))
-        said = f"of {int((~inside).sum())} of {len(inside)} spots {where}"
+        said = f"{int((~inside).sum())} of {len(inside)} spots: {where}"
         if edge == "raise":
             raise DataError(f"{said}; take edge='nan' or edge='pad', or leave them out")
         warnings.warn(f"{said}: their rows are NaN", DataWarning, stacklevel=_USER)
@@ -196,15 +196,6 @@ class _Section:
         finally:
             image.close()  # it opens again if somebody else reads it
         return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _centers(adata: Any) -> Float64[Array, "S 2"]:
-    if SPATIAL not in adata.obsm:
-        raise DataError('the AnnData has no obsm["spatial"]; store spot centers there, in full-resolution pixels, x then y')
-    centers = np.asarray(adata.obsm[SPATIAL], dtype=np.float64)
-    if centers.ndim != 2 or centers.shape[1] < 2 or not np.isfinite(centers[:, :2]).all() or not len(centers):
-        raise DataError(f'obsm["spatial"] has shape {centers.shape}; it must hold two finite numbers for each spot, x then y')
-    return centers[:, :2]
 
 
 def _libraries(adata: Any, library_id: str | None, library_key: str | None) -> Iterator[tuple[str | None, Int64[Array, "N"]]]:

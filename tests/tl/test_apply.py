@@ -150,7 +150,7 @@ def at_the_edge(section: Section) -> Section:
 
 def test_a_patch_that_leaves_the_image_is_nan_unless_told_otherwise(model: Any, at_the_edge: Section) -> None:
     adata, file = at_the_edge
-    with pytest.warns(DataWarning, match=r"2 of 64 spots the patch \(32 um wide, 32 px\) leaves .* 320 x 320 px"):
+    with pytest.warns(DataWarning, match=r"2 of 64 spots: the patch \(32 um wide, 32 px\) leaves .* 320 x 320 px"):
         tl.predict(adata, model, image=file, mpp=1.0)
     for table in (adata.obsm["X_stexpr"], adata.obsm["stexpr_expression"].to_numpy()):
         np.testing.assert_array_equal(np.isnan(table).all(axis=1), np.arange(64) < 2)
@@ -159,7 +159,7 @@ def test_a_patch_that_leaves_the_image_is_nan_unless_told_otherwise(model: Any, 
     padded = tl.embed(adata, model, image=file, mpp=1.0, edge="pad", copy=True)
     white = np.pad(np.array(Image.open(file)), ((16, 16), (16, 16), (0, 0)), constant_values=255)
     close(padded.obsm["X_stexpr"][:1], by_hand(model, white, adata.obsm["spatial"][:1] + 16).features)
-    with pytest.raises(DataError, match=r"2 of 64 spots the patch.*edge='nan' or edge='pad'"):
+    with pytest.raises(DataError, match=r"2 of 64 spots: the patch.*edge='nan' or edge='pad'"):
         tl.embed(adata, model, image=file, mpp=1.0, edge="raise")
 
 
@@ -325,7 +325,7 @@ def test_what_is_refused(model: Any, section: Section, tmp_path: Path, unchecked
         tl.embed(own, model, mpp=1.0)
     far = adata.copy()
     far.obsm["spatial"] += 5000
-    with pytest.raises(DataError, match="of all 64 spots the patch"):
+    with pytest.raises(DataError, match="all 64 spots: the patch"):
         tl.embed(far, model, edge="pad", **good)
     far.obsm["spatial"] = np.full((64, 2), np.nan)
     with pytest.raises(DataError, match="two finite numbers"):

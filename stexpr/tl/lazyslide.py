@@ -4,11 +4,11 @@ LazySlide takes any object with the methods of its protocols, so nothing of it i
 `lazyslide`. It cuts the tiles, so it has to be told the model's scale:
 
     import lazyslide as zs, stexpr
-    encoder = stexpr.lazyslide.Encoder("model")
+    encoder = stexpr.tl.lazyslide.Encoder("model")
     zs.pp.find_tissues(wsi)
     zs.pp.tile_tissues(wsi, encoder.tile_px, mpp=encoder.mpp)
     zs.tl.feature_extraction(wsi, encoder)
-    zs.tl.feature_prediction(wsi, stexpr.lazyslide.ExpressionHead(encoder.model))
+    zs.tl.feature_prediction(wsi, stexpr.tl.lazyslide.ExpressionHead(encoder.model))
     wsi["stexpr_expression_tiles"]  # AnnData, tiles x genes
 """
 

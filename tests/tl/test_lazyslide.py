@@ -10,7 +10,7 @@ import torch
 from small_models import WINDOW_PX, small_model
 
 from stexpr.errors import ModelError
-from stexpr.lazyslide import Encoder, ExpressionHead
+from stexpr.tl.lazyslide import Encoder, ExpressionHead
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Call to deprecated class Scaler:DeprecationWarning"),  # spatialdata's own imports
@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def run(slide: Path, model: Any) -> Any:
-    """Tile a slide at the model's scale and predict, as the docstring of stexpr.lazyslide says."""
+    """Tile a slide at the model's scale and predict, as the docstring of stexpr.tl.lazyslide says."""
     import lazyslide as zs
     from wsidata import open_wsi
 
