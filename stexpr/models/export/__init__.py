@@ -38,9 +38,10 @@ from stexpr.models.export.files import (
     refuse_foreign,
     sha256,
 )
-from stexpr.models.export.hub import located
+from stexpr.models.export.hub import HubModel, located
 from stexpr.models.export.intervals import PredictionIntervals
-from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput, Release
+from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput
+from stexpr.models.export.release import Release
 from stexpr.models.objectives import Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -143,7 +144,7 @@ def save_ensemble(
         own = folder / MEMBERS / str(i)
         member.save(own)
         vouched[f"{MEMBERS}/{i}/{CONFIG}"] = sha256((own / CONFIG).read_bytes())
-    whole = _together(members)
+    whole = LoadedModel(tuple(m.networks[0] for m in members), members[0].transform, members[0].preprocessing)
     card = model_card(whole.networks[0].panel, whole.preprocessing, whole.provenance)
     _write(folder, {}, {"kind": "ensemble", "members": len(members), "sha256": vouched}, card, release, intervals)
 
@@ -173,6 +174,24 @@ def _write(
     if (folder / CONFIG).exists():
         refuse_foreign(folder / CONFIG)
     write_together(folder, contents)
+
+
+def _save_loaded(model: LoadedModel, folder: Path) -> None:
+    """Write a loaded model with all that came with it; the files keep their hash."""
+    if model.members:
+        save_ensemble(folder, model.members, release=model.release, intervals=model.intervals)
+        return
+    save_model(
+        folder,
+        model.model,
+        panel=model.panel,
+        transform=model.transform,
+        preprocessing=model.preprocessing,
+        provenance=model.provenance,
+        release=model.release,
+        applicability=model.networks[0].applicability,
+        intervals=model.intervals,
+    )
 
 
 def load_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> LoadedModel:
@@ -214,12 +233,8 @@ def _load_members(folder: Path, config: EnsembleConfigFile) -> LoadedModel:
             raise ModelError(f"{own} is an ensemble inside an ensemble; export the runs again")
         members.append(_load(own, described))
     _check_alike(tuple(members))
-    return _together(tuple(members))
-
-
-def _together(members: tuple[LoadedModel, ...]) -> LoadedModel:
     networks = tuple(member.networks[0] for member in members)
-    return LoadedModel(networks, members[0].transform, members[0].preprocessing, members=members)
+    return LoadedModel(networks, members[0].transform, members[0].preprocessing, members=tuple(members))
 
 
 def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
@@ -266,3 +281,6 @@ def _check_alike(members: tuple[LoadedModel, ...]) -> None:
         raise ModelError(f"the members of an ensemble differ in their {differing}; export runs of one study together")
     if any(len(member.networks) > 1 for member in members):
         raise ModelError("a member of an ensemble is an ensemble itself; export the runs themselves")
+
+
+HubModel._read, HubModel._write = load_model, _save_loaded
