@@ -72,6 +72,15 @@ def speed(_: str) -> str:
     return table(["path", "ours, s", "scipy loop, s", "times as fast", "must reach"], rows)
 
 
+def onnx(_: str) -> str:
+    """Small backbones in PyTorch and as ONNX files."""
+    rows = []
+    for row in json.loads((RESULTS / "onnx-latency.json").read_text(encoding="utf-8"))["rows"]:
+        figures = [f"{row[key]:.2f}" for key in ("torch_ms", "onnx_ms")]
+        rows.append([row["backbone"], f"{row['window_px']}", f"{row['batch_size']}", *figures, f"{row['ratio']:.1f}"])
+    return table(["backbone", "window, px", "patches at a time", "PyTorch, ms", "ONNX, ms", "times as fast"], rows)
+
+
 def effect(sweep: str) -> str:
     """The auxiliary effect by backbone, with its interval over seeds."""
     rows = []
@@ -117,7 +126,7 @@ def sweeps(_: str) -> str:
     return table(["script", "what", "measured"], rows)
 
 
-WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, effect, sweeps)}
+WRITERS = {writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, onnx, effect, sweeps)}
 
 
 def written(text: str) -> str:

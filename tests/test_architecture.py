@@ -31,13 +31,13 @@ IN_ONE_MODULE = {
     "scanpy": "panel",
     "ray": "engines.ray",
     "submitit": "engines.slurm",
+    "onnx": "models.export.onnx",
+    "onnxscript": "models.export.onnx",
+    "onnxruntime": "models.export.onnx_runtime",
     "squidpy": None,
     "plotly": "evaluate.page.figures",
     "itables": "evaluate.page.tables",
     "igraph": "evaluate.spatial",
-    "onnx": "models.export.onnx",
-    "onnxscript": "models.export.onnx",
-    "onnxruntime": "models.export.onnx_runtime",
 }
 """Optional or heavy dependencies and the module that may import them, None while none does."""
 DOCTOR = "cli.doctor"  # it imports everything, to say what is missing

@@ -144,7 +144,7 @@ def save_ensemble(
         own = folder / MEMBERS / str(i)
         member.save(own)
         vouched[f"{MEMBERS}/{i}/{CONFIG}"] = sha256((own / CONFIG).read_bytes())
-    whole = LoadedModel(tuple(m.networks[0] for m in members), members[0].transform, members[0].preprocessing)
+    whole = _together(members)
     card = model_card(whole.networks[0].panel, whole.preprocessing, whole.provenance)
     _write(folder, {}, {"kind": "ensemble", "members": len(members), "sha256": vouched}, card, release, intervals)
 
@@ -233,8 +233,12 @@ def _load_members(folder: Path, config: EnsembleConfigFile) -> LoadedModel:
             raise ModelError(f"{own} is an ensemble inside an ensemble; export the runs again")
         members.append(_load(own, described))
     _check_alike(tuple(members))
+    return _together(tuple(members))
+
+
+def _together(members: tuple[LoadedModel, ...]) -> LoadedModel:
     networks = tuple(member.networks[0] for member in members)
-    return LoadedModel(networks, members[0].transform, members[0].preprocessing, members=tuple(members))
+    return LoadedModel(networks, members[0].transform, members[0].preprocessing, members=members)
 
 
 def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
