@@ -85,6 +85,15 @@ def slides(_: str) -> str:
     )
 
 
+def onnx(_: str) -> str:
+    """Small backbones in PyTorch and as ONNX files."""
+    rows = []
+    for row in json.loads((RESULTS / "onnx-latency.json").read_text(encoding="utf-8"))["rows"]:
+        figures = [f"{row[key]:.2f}" for key in ("torch_ms", "onnx_ms")]
+        rows.append([row["backbone"], f"{row['window_px']}", f"{row['batch_size']}", *figures, f"{row['ratio']:.1f}"])
+    return table(["backbone", "window, px", "patches at a time", "PyTorch, ms", "ONNX, ms", "times as fast"], rows)
+
+
 def effect(sweep: str) -> str:
     """The auxiliary effect by backbone, with its interval over seeds."""
     rows = []
@@ -151,7 +160,8 @@ def domains(_: str) -> str:
 
 
 WRITERS = {
-    writer.__name__: writer for writer in (models, patients, notes, ceilings, inflation, speed, slides, effect, sweeps, domains)
+    writer.__name__: writer
+    for writer in (models, patients, notes, ceilings, inflation, speed, slides, onnx, effect, sweeps, domains)
 }
 
 

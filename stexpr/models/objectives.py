@@ -165,7 +165,7 @@ class NegativeBinomial(Objective):
 
     def expression(self, output: Float[Tensor, "B K"]) -> Float32[Tensor, "B K"]:
         """Return the expression of the mean counts at the training spots' median library."""
-        library = self.median_library.expand(len(output))
+        library = self.median_library.expand(output.shape[0])  # len() would fix the batch size of an exported graph
         expression: Tensor = self.transform(self._log_rate(output).exp() * library[:, None], library)
         return expression
 

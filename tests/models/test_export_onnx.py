@@ -138,14 +138,20 @@ def test_the_examples_are_compared_too(tmp_path, make_model, make_batch):
         save_onnx(model, tmp_path / "model.onnx", examples=make_batch(2, window_px=48).patches, seconds=0.0)
 
 
-def test_an_operator_that_onnx_does_not_know_is_said_and_nothing_is_written(tmp_path, make_model):
+class Unknown(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(images[:, 0]).real
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(1, 2)).repeat(len(images) // len(images), 6)
+
+
+@pytest.mark.parametrize("network", [Unknown(), Fixed()], ids=["an operator ONNX does not know", "one number of patches"])
+def test_what_cannot_be_expressed_is_said_and_nothing_is_written(tmp_path, make_model, network):
     model = loaded(tmp_path / "model", make_model())
-
-    class Inverse(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.eigvals(images[:, 0]).real
-
-    model.model.backbone.network = Inverse()
+    model.model.backbone.network = network
     with pytest.raises(ModelError, match="cannot be written as ONNX") as caught:
         save_onnx(model, tmp_path / "model.onnx", seconds=0.0)
     assert "\n" not in str(caught.value)

@@ -39,9 +39,10 @@ from stexpr.models.export.files import (
     refuse_foreign,
     sha256,
 )
-from stexpr.models.export.hub import located
+from stexpr.models.export.hub import HubModel, located
 from stexpr.models.export.intervals import PredictionIntervals
-from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput, Release
+from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput
+from stexpr.models.export.release import Release
 from stexpr.models.objectives import Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -170,6 +171,24 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
     write_together(folder, contents)
 
 
+def _save_loaded(model: LoadedModel, folder: Path) -> None:
+    """Write a loaded model with all that came with it; the files keep their hash."""
+    if model.members:
+        save_ensemble(folder, model.members, release=model.release, intervals=model.intervals)
+        return
+    save_model(
+        folder,
+        model.model,
+        panel=model.panel,
+        transform=model.transform,
+        preprocessing=model.preprocessing,
+        provenance=model.provenance,
+        release=model.release,
+        applicability=model.networks[0].applicability,
+        intervals=model.intervals,
+    )
+
+
 def load_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> LoadedModel:
     """Read an exported model from a folder or from the Hugging Face hub.
 
@@ -261,3 +280,6 @@ def _check_alike(members: tuple[LoadedModel, ...]) -> None:
         raise ModelError(f"the members of an ensemble differ in their {differing}; export runs of one study together")
     if any(len(member.networks) > 1 for member in members):
         raise ModelError("a member of an ensemble is an ensemble itself; export the runs themselves")
+
+
+HubModel._read, HubModel._write = load_model, _save_loaded

@@ -14,7 +14,7 @@ from stexpr.config import Strict, validated
 from stexpr.errors import ConfigError, ModelError
 from stexpr.models.arguments import checked_arguments
 from stexpr.models.export.intervals import IntervalLevel
-from stexpr.models.export.loaded import Release
+from stexpr.models.export.release import Release
 from stexpr.models.objectives import LossKind
 from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, Preprocessing
 

@@ -2,19 +2,19 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from huggingface_hub import HfApi, ModelHubMixin, snapshot_download
 
 from stexpr.errors import ModelError, StexprError
-
-if TYPE_CHECKING:
-    from stexpr.models.export.loaded import LoadedModel
+from stexpr.models.export.files import CARD, CONFIG, GENES, INTERVALS, MAX_MEMBERS, MEMBERS, REFERENCE, WEIGHTS
 
 __all__ = ["HubModel", "located"]
+
+Own = TypeVar("Own", bound="HubModel")
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REASONS: Final = {
@@ -31,14 +31,18 @@ class HubModel(ModelHubMixin):
     # anything but None or {}: the mixin then neither collects a configuration of its own nor writes one
     _hub_mixin_config = {"library_name": "stexpr"}
 
+    # set by the module that knows the format, so that this one need not
+    _read: ClassVar[Callable[[Path], Any]]
+    _write: ClassVar[Callable[[Any, Path], None]]
+
     def save(self, folder: str | Path) -> None:
-        """Write the model with all that came with it, as `load_model` reads it.
+        """Write the model with all that came with it, as `load_model` reads it; the files keep their hash.
 
         Raises:
             ModelError: The folder holds another library's model.
             DataError: The folder cannot be written.
         """
-        raise NotImplementedError
+        type(self)._write(self, Path(folder))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Do as `save` does, under huggingface_hub's name; its own takes an earlier `config.json` away first.
@@ -95,7 +99,7 @@ class HubModel(ModelHubMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
+        cls: type[Own],
         source: str | Path,
         *,
         revision: str | None = None,
@@ -103,7 +107,7 @@ class HubModel(ModelHubMixin):
         cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
-    ) -> "LoadedModel":
+    ) -> Own:
         """Load a model from the hub, downloading what is not in the cache yet, or from a folder.
 
         Args:
@@ -117,21 +121,23 @@ class HubModel(ModelHubMixin):
         Raises:
             ModelError: The hub refuses or cannot be reached, or what came is no model, or not the one that was pushed.
         """
-        from stexpr.models.export import load_model  # which imports this module
-
         if Path(source).is_dir():
-            return load_model(source, revision=revision)
-        with _answered(f"fetch {source}", token):
-            folder = snapshot_download(
-                str(source),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                allow_patterns=file_names(),
-            )
-        return load_model(Path(folder))
+            folder = located(Path(source), revision=revision, download=False)
+        else:
+            with _answered(f"fetch {source}", token):
+                folder = Path(
+                    snapshot_download(
+                        str(source),
+                        revision=revision,
+                        token=token,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        allow_patterns=file_names(),
+                    )
+                )
+        model: Own = cls._read(folder)
+        return model
 
 
 def located(source: str | Path, *, revision: str | None, download: bool) -> Path:
@@ -166,8 +172,6 @@ def located(source: str | Path, *, revision: str | None, download: bool) -> Path
 
 def file_names() -> list[str]:
     """Return every name a file of a model can have; nothing else is pushed, fetched or taken away."""
-    from stexpr.models.export.files import CARD, CONFIG, GENES, INTERVALS, MAX_MEMBERS, MEMBERS, REFERENCE, WEIGHTS
-
     own = (CONFIG, CARD, WEIGHTS, GENES, INTERVALS, REFERENCE)
     return [*own, *(f"{MEMBERS}/{i}/{name}" for i in range(MAX_MEMBERS) for name in own)]
 

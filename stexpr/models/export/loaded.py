@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from stexpr.config import Strict
 from stexpr.errors import ModelError
 from stexpr.models.augment import N_SYMMETRIES, apply_symmetries
 from stexpr.models.export.applicability import Applicability, Views, appearance
 from stexpr.models.export.hub import HubModel
 from stexpr.models.export.intervals import PredictionIntervals
+from stexpr.models.export.release import Release
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
 
@@ -34,25 +33,6 @@ class PatchOutput(NamedTuple):
     expression: Float32[Tensor, "B G"]
     spread: Float32[Tensor, "B G"]
     novelty: Float32[Tensor, "B"]
-
-
-class Release(Strict):
-    """What `stexpr export` knows of a model beyond the folder a run left; empty for such a folder.
-
-    Attributes:
-        symmetries: Whether predictions were scored as means over the eight flips and rotations.
-        stain_reference: Stain profile that patches are brought to, as `data.stain` describes it.
-        scores: r per gene averaged, with interval and ceiling, as the card shows them.
-        risk_coverage: Mean absolute error of held-out spots against the share kept when abstaining by novelty, as
-            `evaluate.risk_coverage` describes it.
-        notes: What a user should know.
-    """
-
-    symmetries: bool = False
-    stain_reference: dict[str, Any] | None = None
-    scores: dict[str, Any] = {}
-    risk_coverage: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,31 +139,6 @@ class LoadedModel(HubModel):
         for network in self.networks:
             network.model.to(device)
         return self
-
-    def save(self, folder: str | Path) -> None:
-        """Write the model with all that came with it, as `load_model` reads it; the files keep their hash.
-
-        Raises:
-            ModelError: The folder holds another library's model.
-            DataError: The folder cannot be written.
-        """
-        from stexpr.models.export import save_ensemble, save_model  # which import this module
-
-        if self.members:
-            save_ensemble(Path(folder), self.members, release=self.release, intervals=self.intervals)
-            return
-        network = self._only
-        save_model(
-            Path(folder),
-            network.model,
-            panel=network.panel,
-            transform=self.transform,
-            preprocessing=self.preprocessing,
-            provenance=network.provenance,
-            release=self.release,
-            applicability=network.applicability,
-            intervals=self.intervals,
-        )
 
     @torch.inference_mode()
     def __call__(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None) -> PatchOutput:

@@ -187,6 +187,8 @@ def _exported(model: LoadedModel, symmetries: bool) -> tuple[bytes, int]:
         onnx.helper.set_model_props(proto, _metadata(model, symmetries))
         if proto.ByteSize() > _MAX_BYTES:
             raise ModelError(f"it has {proto.ByteSize() / 1e9:.1f} GB, and one file holds 2")
+        if any(not part.type.tensor_type.shape.dim[0].dim_param for part in (*proto.graph.input, *proto.graph.output)):
+            raise ModelError("some step of it fixes the number of patches")
         onnx.checker.check_model(proto, full_check=True)
         opset = next(entry.version for entry in proto.opset_import if not entry.domain)
         return proto.SerializeToString(deterministic=True), opset

@@ -27,6 +27,8 @@ BATCH_SIZES: Final = (1, 32)
 class Latency(NamedTuple):
     """How long one patch takes on one thread of the CPU, in milliseconds: the least of all repeats.
 
+    It is processor time: what the clock shows on an idle machine, and no more on a busy one.
+
     Attributes:
         batch_size: Patches at a time.
         torch_ms: Of the same computation in PyTorch.
@@ -99,7 +101,7 @@ def differences(
 def latencies(
     session: Any, reference: Run, window_px: int, *, batch_sizes: tuple[int, ...], seconds: float
 ) -> tuple[Latency, ...]:
-    """Time both on one thread; they take turns and each keeps its least time, so other work on the machine counts for little.
+    """Time both on one thread; they take turns, and each keeps its least time.
 
     Args:
         session: The ONNX file.
@@ -115,11 +117,11 @@ def latencies(
             given = {"patches": patches.numpy()}
             torch_s, onnx_s, turns, end = np.inf, np.inf, 0, time.perf_counter() + seconds
             while turns < 3 or time.perf_counter() < end:
-                start = time.perf_counter()
+                start = time.process_time()
                 reference(patches)
-                between = time.perf_counter()
+                between = time.process_time()
                 session.run(None, given)
-                torch_s, onnx_s = min(torch_s, between - start), min(onnx_s, time.perf_counter() - between)
+                torch_s, onnx_s = min(torch_s, between - start), min(onnx_s, time.process_time() - between)
                 turns += 1
             found.append(Latency(size, round(1000 * torch_s / size, 4), round(1000 * onnx_s / size, 4), turns))
     return tuple(found)
