@@ -11,19 +11,18 @@ from stexpr.errors import DataError
 from stexpr.models.export import LoadedModel
 from stexpr.tl.sections import Applied, ApplyOptions, apply_model
 from stexpr.tl.target import target, write
-from stexpr.types import SPATIAL
+from stexpr.types import FEATURES, SPATIAL, SPREAD
 
 __all__ = ["embed", "predict", "predict_expression"]
 
-EMBEDDING, EXPRESSION, STEM = "X_stexpr", "stexpr_expression", "stexpr"
-SPREAD = "spread"
+EXPRESSION, STEM = "stexpr_expression", "stexpr"
 
 
 def embed(
     adata: Any,
     model: LoadedModel | str | Path,
     *,
-    key_added: str = EMBEDDING,
+    key_added: str = FEATURES,
     copy: bool = False,
     **options: Unpack[ApplyOptions],
 ) -> Any:

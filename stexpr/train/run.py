@@ -221,8 +221,10 @@ def _predict(
         release=Release(symmetries=config.input.test_symmetries, stain_reference=stain_reference(job.cohort)),
     )
     processes.on_first(export)
-    terms = [f"encoder {name}: {ENCODERS[name].terms}; these terms hold for the exported model" for name in job.encoders]
-    notes = (*notes, *terms, *trained.notes)
+    known = {name: ENCODERS[name] for name in job.encoders}
+    terms = [f"encoder {name}: {encoder.terms}; these terms hold for the exported model" for name, encoder in known.items()]
+    scales = [f"encoder {name}: {encoder.scale_note}" for name, encoder in known.items() if encoder.scale_note]
+    notes = (*notes, *terms, *scales, *trained.notes)
     return Predicted(processes.gather(expression), test, mean.astype(np.float32), notes, trained)
 
 

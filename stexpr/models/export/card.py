@@ -45,6 +45,7 @@ def model_card(model: LoadedModel) -> str:
         "unit": f"{model.transform.kind}: {_UNITS[model.transform.kind]}",
         "intervals": "none" if model.intervals is None else _intervals(model),
         "foreign tissue": _abstention(model),
+        **{f"encoder {name}": cell(terms) for name, terms in (provenance.get("encoder") or {}).items()},
         "seed, versions": f"{about('seed')}; {cell(_versions(provenance.get('versions')))}",
         "license of the data": about("license"),
         "citation of the data": about("citation"),

@@ -45,7 +45,7 @@ class PredictionIntervals:
     @property
     def label(self) -> str:
         """What the intervals hold for, in words."""
-        calibrated = f"calibrated on {self.n_spots:,} held-out spots of {self.n_patients} patients"
+        calibrated = f"calibrated on {self.n_spots:,} held-out spots of {self.n_patients} patient{'s' * (self.n_patients > 1)}"
         if self.level == "patient":
             return f"for spots of new patients, {calibrated}"
         return f"spot-level, not valid for new patients; {calibrated}"

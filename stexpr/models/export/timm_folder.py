@@ -46,6 +46,11 @@ def save_timm_backbone(
             f"the backbone {backbone.name!r} is not one of timm's, so timm cannot load it; export the whole model, "
             "or train a backbone that timm knows, such as mobilenetv3_small_050"
         )
+    if backbone.pooling != "network":
+        raise ModelError(
+            f"the features of {backbone.name!r} are pooled outside of timm's network ({backbone.pooling}), which its format cannot "
+            "say; export the whole model"
+        )
     _refuse_another_model(folder / CONFIG)
     own: Any = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)  # what safetensors can write
     given = own.pretrained_cfg
