@@ -15,6 +15,7 @@ ONNX = "model.onnx"
 
 def export(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or a folder of runs; several make an ensemble.")],
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model.")],
     model: Annotated[str | None, typer.Option(help="Label of the model, where the folder holds several.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only the runs of this seed.")] = None,

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stexpr.models.export import Release, load_model, save_ensemble, save_model
-from stexpr.models.export.applicability import fit_applicability
+from stexpr.models.export.applicability import Views, appearance, fit_applicability
 from stexpr.models.export.intervals import COVERAGES, PredictionIntervals
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
 
@@ -53,11 +54,13 @@ def save(folder: Path, model: Any, **changes: Any) -> None:
 def everything_beside(model: Any, genes: tuple[str, ...] = PANEL.main) -> dict[str, Any]:
     """A release, a reference of training features and intervals, as `stexpr export` adds them."""
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(40, model.backbone.n_features)).astype(np.float32)
+    features = torch.from_numpy(rng.normal(size=(40, model.backbone.n_features)).astype(np.float32))
+    side = model.backbone.window_px
+    seen = appearance(torch.from_numpy(rng.integers(0, 256, (40, 3, side, side), dtype=np.uint8)))
     widths = rng.uniform(0.5, 2, (len(genes), len(COVERAGES))).astype(np.float32)
     return {
         "release": Release(symmetries=True, scores={"r": 0.25}, notes=("made up",)),
-        "applicability": fit_applicability(features, np.repeat(["S1", "S2"], 20)),
+        "applicability": fit_applicability(Views(features, seen), np.repeat(["S1", "S2"], 20)),
         "intervals": PredictionIntervals(genes, COVERAGES, widths, "spot", 2, 40),
     }
 

@@ -12,6 +12,7 @@ import torch
 from exported_models import PANEL, everything_beside, save, save_three
 
 from stexpr.errors import DataError, ModelError
+from stexpr.models.backbones import create_backbone
 from stexpr.models.export import LoadedModel, load_model
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
@@ -57,6 +58,16 @@ def test_the_file_gives_what_the_model_gives(tmp_path, make_model, make_batch, c
     assert set(report.difference) == {"features", "expression"}
     assert all(0 <= value < 1e-3 for value in report.difference.values())
     assert report.latency == ()
+
+
+def test_a_window_that_is_reduced_for_the_network_is_reduced_alike(tmp_path, make_model, make_batch):
+    network = make_model(backbone="test_vit", window_px=64)
+    network.backbone = create_backbone("test_vit", window_px=64, input_px=48)
+    model = loaded(tmp_path / "model", network)
+    assert model.model.backbone.input_px == 48
+    report = save_onnx(model, tmp_path / "model.onnx", seconds=0.0)
+    patches = make_batch(3, window_px=64).patches
+    np.testing.assert_allclose(run(report.path, patches)[0], model(patches).features.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_ensemble_gives_its_mean_and_all_features(tmp_path, make_model, make_batch):

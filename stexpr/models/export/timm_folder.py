@@ -48,20 +48,18 @@ def save_timm_backbone(
         )
     if backbone.pooling != "network":
         raise ModelError(
-            f"the features of {backbone.name!r} are pooled outside of timm's network ({backbone.pooling}), which its format cannot "
+            f"the features of {backbone.name!r} are pooled outside of the network ({backbone.pooling}), which timm cannot "
             "say; export the whole model"
         )
     _refuse_another_model(folder / CONFIG)
     own: Any = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)  # what safetensors can write
-    given = own.pretrained_cfg
-    resized = bool(given.get("fixed_input_size")) and backbone.input_px != given["input_size"][-1]
-    own.pretrained_cfg = _settings(backbone, given)
+    own.pretrained_cfg = _settings(backbone, own.pretrained_cfg)
     with tempfile.TemporaryDirectory() as scratch:
         save_for_hf(
             own,
             scratch,
             model_config={} if preprocessing is None else {"stexpr": asdict(preprocessing)},
-            model_args={"img_size": backbone.input_px} if resized else {},
+            model_args=backbone.arguments,
             safe_serialization=True,
         )
         # the weights first: a kill between the two leaves the earlier configuration, which does not fit them
