@@ -151,7 +151,8 @@ def domains(_: str) -> str:
     rows = []
     for row in sorted(result["models"], key=lambda row: row["kind"], reverse=True):
         name = row["model"] if row["kind"] == "network" else f"*{row['model']}*"
-        rows.append([name, number(row.get("mean_r")), *indices(row.get("ari_features")), *indices(row["ari_predicted"])])
+        r = number(row.get("mean_r", float("nan")))
+        rows.append([name, r, *indices(row.get("ari_features")), *indices(row["ari_predicted"])])
     for name, found in result["references"].items():
         both = found if "resolution 1" in found else {"resolution 1": found, "as many domains": found}
         rows.append([f"*{name}*", "–", "–", "–", *indices(both)])

@@ -13,7 +13,6 @@ Writes benchmarks/results/anndata-mob.json, and pictures into a folder that git 
 import argparse
 import contextlib
 import json
-import sys
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -62,7 +61,7 @@ def main(runs: list[Path], data: Path, pictures: Path) -> None:
         rows.append(network_row(spots.copy(), run, record, image, section.mpp, pictures, truth))
         print(json.dumps(rows[-1], indent=1), flush=True)
     done = {
-        "command": f"python benchmarks/tools/mob_domains.py {' '.join(sys.argv[1:])}",
+        "command": f"python benchmarks/tools/mob_domains.py {runs[0].parent}/* --data {data}",
         "section": SECTION,
         "spots": spots.n_obs,
         "genes": len(genes),
