@@ -85,6 +85,28 @@ def slides(_: str) -> str:
     )
 
 
+def coverage(_: str) -> str:
+    """How often intervals hold for patients nobody calibrated on, by how they were calibrated."""
+    found = json.loads((RESULTS / "conformal.json").read_text(encoding="utf-8"))["coverage"]
+    rows = [
+        [
+            f"{float(asked):.0%}",
+            *(f"{by[asked]['mean']:.1%} ({by[asked]['low']:.1%} to {by[asked]['high']:.1%})" for by in columns),
+        ]
+        for columns in [[found["patient"], found["spot"]]]
+        for asked in found["patient"]
+    ]
+    return table(["asked", "patient by patient", "spots taken for independent"], rows)
+
+
+def novelty(_: str) -> str:
+    """How well foreign patches are told from those of a held-out mouse."""
+    found = json.loads((RESULTS / "novelty.json").read_text(encoding="utf-8"))
+    rows = [[row["patches"], f"{row['n']}", f"{row['auroc']:.4f}", f"{row['flagged']:.1%}"] for row in found["foreign"]]
+    own = found["held_out"]
+    return table(["patches", "n", "AUROC", "flagged"], [[own["patches"], f"{own['n']}", "–", f"{own['flagged']:.1%}"], *rows])
+
+
 def onnx(_: str) -> str:
     """Small backbones in PyTorch and as ONNX files."""
     rows = []
@@ -162,7 +184,21 @@ def domains(_: str) -> str:
 
 WRITERS = {
     writer.__name__: writer
-    for writer in (models, patients, notes, ceilings, inflation, speed, slides, onnx, effect, sweeps, domains)
+    for writer in (
+        models,
+        patients,
+        notes,
+        ceilings,
+        inflation,
+        speed,
+        slides,
+        coverage,
+        novelty,
+        onnx,
+        effect,
+        sweeps,
+        domains,
+    )
 }
 
 

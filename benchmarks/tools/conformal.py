@@ -27,7 +27,9 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95)
 
 def predictions(folder: Path):
     """Train on the first patients and return the predictions for the others."""
-    card = load_card(write_synthetic(folder / "raw", patients=TRAINED + CALIBRATED + TESTED, spots_per_section=SPOTS, genes=160))
+    card = load_card(
+        write_synthetic(folder / "raw", patients=TRAINED + CALIBRATED + TESTED, spots_per_section=SPOTS, genes=160)
+    )
     cohort = prepare(card, folder / "raw", folder / "cohort", card.prepare)
     tested = ", ".join(cohort.patients[TRAINED:])
     choices = [
@@ -66,7 +68,11 @@ def main() -> None:
         "draws": DRAWS,
         "coverage": {
             level: {
-                f"{coverage:g}": {"mean": np.mean(values), "low": np.quantile(values, 0.025), "high": np.quantile(values, 0.975)}
+                f"{coverage:g}": {
+                    "mean": np.mean(values),
+                    "low": np.quantile(values, 0.025),
+                    "high": np.quantile(values, 0.975),
+                }
                 for coverage, values in by.items()
             }
             for level, by in drawn.items()
