@@ -1,5 +1,5 @@
-"""Do the intervals hold for new patients? A network is trained on 25 synthetic patients, predicts 74 it never saw, and intervals
-calibrated on 24 of those are counted on the other 50, over many draws of which are which.
+"""Do the intervals hold for new patients? A network is trained on 25 synthetic patients, predicts 74 it never saw, and
+intervals calibrated on 24 of those are counted on the other 50, over many draws of which are which.
 
 Command: python benchmarks/tools/conformal.py   (some minutes on one core; writes benchmarks/results/conformal.json)
 """

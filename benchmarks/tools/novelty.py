@@ -1,4 +1,4 @@
-"""Does a model tell foreign tissue? Patches of a held-out mouse beside human breast tissue and beside patches that were altered.
+"""Does a model tell foreign tissue? Patches of a held-out mouse beside human breast tissue and beside altered patches.
 
 Command: python benchmarks/tools/novelty.py   (a minute on one core; needs cohorts/ and runs/ of benchmarks/boards.sh; writes
 benchmarks/results/novelty.json)
