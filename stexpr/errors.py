@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 
+MOST_NAMED = 30
+"""Names listed in a message; a panel has hundreds."""
+
+
 class StexprError(Exception):
     """Anything stexpr refuses on purpose."""
 
@@ -104,7 +108,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         known: What is allowed.
 
     Returns:
-        A clause to append to a message: the nearest name, or all of them when none is near.
+        A clause to append to a message: the nearest name, or the first thirty of them when none is near.
 
     Example:
         >>> nearest("backbon", ["backbone", "seed"])
@@ -114,4 +118,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return f"known: {', '.join(names[:MOST_NAMED])}{more}"

@@ -94,16 +94,17 @@ def some_intervals() -> Any:
 def fitted_reference(folder: Path, window_px: int) -> Any:
     """What the model sees in purple tissue of two other slides."""
     from stexpr.models.export import load_model
-    from stexpr.models.export.applicability import fit_applicability
+    from stexpr.models.export.applicability import Views, appearance, fit_applicability
 
-    features, sections = [], []
+    features, seen, sections = [], [], []
     for seed in (7, 8):
         height = max(600, 3 * window_px)
         pixels = slide_pixels(height, 3 * height // 2, seed=seed)
-        around = np.random.default_rng(seed).integers(-height // 5, height // 5 + 1, (150, 2))
+        around = np.random.default_rng(seed).integers(-height // 4, height // 4 + 1, (150, 2))
         corners = np.array([3 * height // 4, height // 2]) + around - window_px // 2
         inside = [pixels[y : y + window_px, x : x + window_px] for x, y in corners]
         patches = torch.from_numpy(np.stack(inside)).permute(0, 3, 1, 2)
-        features.append(load_model(folder)(patches).features.numpy())
+        features.append(load_model(folder)(patches).features)
+        seen.append(appearance(patches))
         sections += [str(seed)] * len(inside)
-    return fit_applicability(np.concatenate(features), np.array(sections))
+    return fit_applicability(Views(torch.cat(features), torch.cat(seen)), np.array(sections))

@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from slides import GENES, MPP, WINDOW_PX, slide_pixels, write_slide, write_slide_model
 
 from stexpr.data.synthetic_slide import BLOCK_PX, write_large_slide
@@ -90,7 +91,9 @@ def test_foreign_tissue_is_flagged_and_on_demand_withheld(half_foreign, model, t
     purple = kept.obsm["spatial"][:, 0] < 450 - WINDOW_PX
     inside = kept.obs["tissue_fraction"].to_numpy() > 0.99
     assert not kept.obs["applicable"][green & inside].any()
-    assert kept.obs["applicable"][purple & inside].mean() > 0.9
+    assert kept.obs["applicable"][purple & inside].mean() > 0.8  # patches at the rim hold some glass
+    either = (green | purple) & inside
+    assert roc_auc_score(green[either], kept.obs["novelty"][either]) > 0.9
     assert np.isfinite(kept.X).all()
     withheld = predict_slide(slide, model, tmp_path / "withheld.h5ad", abstain=True).read()
     known = kept.obs["applicable"].to_numpy()

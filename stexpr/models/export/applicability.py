@@ -30,6 +30,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 COMPONENTS: Final = 32
 NEIGHBORS: Final = 5
+FLOOR: Final = 0.01
+"""Least standard deviation of a component, in parts of the first one's."""
 QUANTILE: Final = 0.99
 """Share of patches of the same kind of tissue that stay below the threshold."""
 _SCALES: Final = (1, 2, 4, 8)
@@ -164,7 +166,8 @@ def _fit_space(points: Float32[Tensor, "M D"], sections: Array, held_out: Tensor
     _, values, rows = torch.linalg.svd(bank - mean, full_matrices=False)
     sd = values / (len(bank) - 1) ** 0.5
     kept = min(COMPONENTS, int((sd > 1e-6 * sd[0]).sum()) or 1, len(bank) - 1)
-    whitening = rows[:kept].T / sd[:kept].clamp_min(1e-12)
+    # Directions in which training patches hardly differ are not blown up: a gray level more there is no foreign tissue.
+    whitening = rows[:kept].T / (sd[:kept].square() + (FLOOR * sd[0]).square()).sqrt().clamp_min(1e-12)
     space = _Space(mean.float(), whitening.float(), ((bank - mean) @ whitening).float(), torch.tensor(1.0))
     distances = _between_sections(space.bank, sections) if held_out is None else space.distances(held_out.cpu())
     return space._replace(threshold=_quantile(distances)), distances
