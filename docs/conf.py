@@ -1,6 +1,7 @@
 """How the documentation is built: `make docs`. Nothing is fetched, neither at the build nor by a reader's browser."""
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
@@ -11,6 +12,9 @@ project = "stexpr"
 author = "the stexpr developers"
 copyright = "the stexpr developers, Apache-2.0"
 version = release = stexpr.__version__
+
+# squidpy's own decorators say this when it is imported; it would stand on top of a tutorial
+warnings.filterwarnings("ignore", message=r"'\w+' is not a valid key!", category=SyntaxWarning)
 
 extensions = [
     "myst_parser",

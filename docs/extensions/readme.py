@@ -64,7 +64,9 @@ def _pages(folder: Path) -> dict[str, str]:
     shown = {}
     for path in folder.rglob("*.md"):
         for place in PLACE.finditer(path.read_text(encoding="utf-8")):
-            shown[re.sub(r"[^\w-]", "", place[1].lower().replace(" ", "-"))] = path.relative_to(folder).with_suffix("").as_posix()
+            shown[re.sub(r"[^\w-]", "", place[1].lower().replace(" ", "-"))] = (
+                path.relative_to(folder).with_suffix("").as_posix()
+            )
     return shown
 
 

@@ -16,9 +16,8 @@ import anndata as ad
 import pandas as pd
 import scanpy as sc
 import squidpy as sq
-from sklearn.metrics import adjusted_rand_score
-
 import stexpr
+from sklearn.metrics import adjusted_rand_score
 from stexpr.data.readers import read_section
 from stexpr.data.synthetic import write_synthetic
 from stexpr.train.release import choose_runs, export_runs
@@ -28,14 +27,17 @@ from stexpr.train.release import choose_runs, export_runs
 
 raw = Path(os.environ.get("STEXPR_DATA", "raw")) / "mob"
 work = Path(os.environ.get("STEXPR_WORK", "stexpr-tutorials")) / "bulb"
-real = raw.is_dir()
-if real:
+if raw.is_dir():
     card, window_px = stexpr.load_card("mob"), 64
 else:
-    print(f"There is no {raw}: this page shows a SYNTHETIC cohort instead, whose tissues and numbers are made up.")
+    print(f"There is no {raw}, so this page shows a SYNTHETIC cohort instead:")
+    print("its tissues and all numbers below are made up.")
     raw, window_px = work / "raw", 32
-    card = stexpr.load_card(str(write_synthetic(raw, patients=2, spots_per_section=196, genes=200)))
-print(f"{card.title}: {', '.join(f'{entry.section} of {entry.patient}' for entry in card.sections)}")
+    card = stexpr.load_card(
+        str(write_synthetic(raw, patients=2, spots_per_section=196, genes=200))
+    )
+print(card.title)
+print(", ".join(f"{entry.section} of {entry.patient}" for entry in card.sections))
 
 # %%
 # Prepare and train
@@ -46,7 +48,9 @@ print(f"{card.title}: {', '.join(f'{entry.section} of {entry.patient}' for entry
 # and ``stexpr train mob ...``.
 
 cohort = work / "cohort"
-stexpr.prepare(card, raw, cohort, card.prepare.model_copy(update={"window_px": window_px}))
+stexpr.prepare(
+    card, raw, cohort, card.prepare.model_copy(update={"window_px": window_px})
+)
 study = stexpr.load_study(
     "mob",
     [
@@ -61,7 +65,9 @@ study = stexpr.load_study(
         "folds=[1]",
     ],
 )
-runs = stexpr.run_study(study, work / "runs", report=print)
+runs = stexpr.run_study(
+    study, work / "runs", report=lambda line: print(line.rpartition(" (")[0])
+)
 
 # %%
 # The network does not beat the color ridge: six epochs on two sections are a lesson, not a model. What follows works alike with
@@ -75,8 +81,12 @@ runs = stexpr.run_study(study, work / "runs", report=print)
 
 export_runs(choose_runs(runs[:1]), work / "model")
 model = stexpr.load_model(work / "model")
-print(f"{len(model.genes)} genes, {model.n_features} features, {model.preprocessing.window_px} px at {model.preprocessing.mpp} um/px")
-print(f"trained on {model.provenance['training_patients']}, {model.provenance['species']}, {model.provenance['tissue']}")
+sees, trained = model.preprocessing, model.provenance
+print(f"{len(model.genes)} genes, {model.n_features} features")
+print(f"input: {sees.window_px} px at {sees.mpp} um/px")
+print(
+    f"trained on {trained['training_patients']}, {trained['species']}, {trained['tissue']}"
+)
 
 # %%
 # The other mouse as an AnnData
@@ -84,7 +94,11 @@ print(f"trained on {model.provenance['training_patients']}, {model.provenance['s
 #
 # Any AnnData will do that has spot centers in ``obsm["spatial"]``. This one comes from the cohort's own files.
 
-held_out = next(entry for entry in card.sections if entry.patient not in model.provenance["training_patients"])
+held_out = next(
+    entry
+    for entry in card.sections
+    if entry.patient not in trained["training_patients"]
+)
 section = read_section(held_out, raw, card)
 adata = section.spots
 stexpr.tl.predict(
@@ -103,9 +117,15 @@ print(adata)
 # how few molecules were counted.
 
 stexpr.tl.score_prediction(adata)
-scores = adata.var[["stexpr_r", "stexpr_ceiling"]].dropna().sort_values("stexpr_r", ascending=False)
+scores = (
+    adata.var[["stexpr_r", "stexpr_ceiling"]]
+    .dropna()
+    .sort_values("stexpr_r", ascending=False)
+)
 print(scores.head(8).round(2).to_string())
-print(f"\nmean r {scores.stexpr_r.mean():.3f}, mean ceiling {scores.stexpr_ceiling.mean():.3f}, {len(scores)} genes")
+print(
+    f"\nmean r {scores.stexpr_r.mean():.3f}, mean ceiling {scores.stexpr_ceiling.mean():.3f}, {len(scores)} genes"
+)
 
 # %%
 # Maps
@@ -132,18 +152,34 @@ measured = adata[:, list(model.genes)].copy()
 sc.pp.normalize_total(measured, target_sum=1e4)
 sc.pp.log1p(measured)
 adata.obsm["measured"] = pd.DataFrame(measured.to_df())
-for name, key in {"features": "X_stexpr", "predicted": "stexpr_expression", "measured": "measured"}.items():
+for name, key in {
+    "features": "X_stexpr",
+    "predicted": "stexpr_expression",
+    "measured": "measured",
+}.items():
     stexpr.tl.spatial_domains(adata, use_rep=key, n_domains=5, key_added=name)
 for name in ("features", "predicted"):
-    print(f"adjusted Rand index of {name:9} against measured: {adjusted_rand_score(adata.obs[name], adata.obs['measured']):.3f}")
+    index = adjusted_rand_score(adata.obs[name], adata.obs["measured"])
+    print(f"adjusted Rand index of {name:9} against measured: {index:.3f}")
 
 # %%
 # An index of 1 would be the same domains, 0 is what chance gives. Measured domains are themselves noisy: those of one half of the
-# molecules agree with those of the other half far from perfectly.
+# molecules agree with those of the other half far from perfectly. Domains are numbered by their size, so the same color in two maps
+# need not be the same tissue.
 
 upright = adata.copy()
-upright.obsm["spatial"] = adata.obsm["spatial"] * [1, -1]  # an image's y runs down, scanpy's up
-sc.pl.embedding(upright, basis="spatial", color=["measured", "predicted", "features"], ncols=3, size=90, return_fig=True)
+upright.obsm["spatial"] = adata.obsm["spatial"] * [
+    1,
+    -1,
+]  # an image's y runs down, scanpy's up
+sc.pl.embedding(
+    upright,
+    basis="spatial",
+    color=["measured", "predicted", "features"],
+    ncols=3,
+    size=140,
+    return_fig=True,
+)
 
 # %%
 # squidpy on virtual expression
@@ -152,10 +188,19 @@ sc.pl.embedding(upright, basis="spatial", color=["measured", "predicted", "featu
 # With ``as_anndata=True`` the prediction is an AnnData of its own. Predicted maps are smoother than measured ones, since the
 # noise of counting is gone and neighbors look alike: a high Moran's I of a prediction is no evidence.
 
-virtual = stexpr.tl.predict_expression(adata, model, image=image, mpp=section.mpp, edge="pad", as_anndata=True)
+virtual = stexpr.tl.predict_expression(
+    adata, model, image=image, mpp=section.mpp, edge="pad", as_anndata=True
+)
 moran = {}
-for name, table in {"predicted": virtual, "measured": ad.AnnData(adata.obsm["measured"], obsm={"spatial": adata.obsm["spatial"]})}.items():
+real = ad.AnnData(adata.obsm["measured"], obsm={"spatial": adata.obsm["spatial"]})
+for name, table in {"predicted": virtual, "measured": real}.items():
     sq.gr.spatial_neighbors_grid(table, n_neighs=4)
     sq.gr.spatial_autocorr(table, mode="moran", n_jobs=1, show_progress_bar=False)
     moran[name] = table.uns["moranI"]["I"]
-print(pd.DataFrame(moran).sort_values("predicted", ascending=False).head(8).round(2).to_string())
+print(
+    pd.DataFrame(moran)
+    .sort_values("predicted", ascending=False)
+    .head(8)
+    .round(2)
+    .to_string()
+)

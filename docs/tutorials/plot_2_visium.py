@@ -15,11 +15,11 @@ import warnings
 from pathlib import Path
 
 import scanpy as sc
-from made_visium import write_made_visium
-
 import stexpr
 from stexpr.data.synthetic import write_synthetic
 from stexpr.train.release import choose_runs, export_runs
+
+from made_visium import write_made_visium
 
 work = Path(os.environ.get("STEXPR_WORK", "stexpr-tutorials")) / "synthetic"
 
@@ -30,7 +30,9 @@ work = Path(os.environ.get("STEXPR_WORK", "stexpr-tutorials")) / "synthetic"
 # Three patients, three folds: the exported model is the ensemble of the three networks. Each patient was held out once, which
 # gives intervals and scores.
 
-card = stexpr.load_card(str(write_synthetic(work / "raw", patients=3, spots_per_section=100, genes=200)))
+card = stexpr.load_card(
+    str(write_synthetic(work / "raw", patients=3, spots_per_section=100, genes=200))
+)
 stexpr.prepare(card, work / "raw", work / "cohort", card.prepare)
 study = stexpr.load_study(
     "demo",
@@ -45,7 +47,9 @@ study = stexpr.load_study(
 runs = stexpr.run_study(study, work / "runs")
 model = export_runs(choose_runs(runs[:3]), work / "model")
 scores = model.release.scores
-print(f"mean r on held-out patients {scores['pearson']:.3f}, ceiling {scores['ceiling']:.3f}")
+print(
+    f"mean r on held-out patients {scores['pearson']:.3f}, ceiling {scores['ceiling']:.3f}"
+)
 print(f"prediction intervals: {model.intervals.label}")
 
 # %%
@@ -58,7 +62,9 @@ print(f"prediction intervals: {model.intervals.label}")
 image = write_made_visium(work / "visium", genes=200)
 section = stexpr.read_folder(work / "visium", image=image, gene_namespace="symbol")
 adata = section.spots
-print(f"{adata.n_obs} spots, {adata.n_vars} genes, {section.mpp:.3f} um/px ({section.mpp_source})")
+print(
+    f"{adata.n_obs} spots, {adata.n_vars} genes, {section.mpp:.3f} um/px ({section.mpp_source})"
+)
 
 # %%
 # Predict
@@ -68,7 +74,9 @@ print(f"{adata.n_obs} spots, {adata.n_vars} genes, {section.mpp:.3f} um/px ({sec
 
 stexpr.tl.predict(adata, model, image=section.image, mpp=section.mpp)
 print(adata)
-print(f"\nforeign spots (novelty above 1): {(adata.obs['stexpr_novelty'] > 1).sum()} of {adata.n_obs}")
+print(
+    f"\nforeign spots (novelty above 1): {(adata.obs['stexpr_novelty'] > 1).sum()} of {adata.n_obs}"
+)
 
 # %%
 # Score
@@ -78,7 +86,11 @@ print(f"\nforeign spots (novelty above 1): {(adata.obs['stexpr_novelty'] > 1).su
 # and a low r is a gene that this model cannot predict, or no image can.
 
 stexpr.tl.score_prediction(adata)
-scores = adata.var[["stexpr_r", "stexpr_ceiling"]].dropna().sort_values("stexpr_r", ascending=False)
+scores = (
+    adata.var[["stexpr_r", "stexpr_ceiling"]]
+    .dropna()
+    .sort_values("stexpr_r", ascending=False)
+)
 print(scores.round(2).to_string())
 
 # %%
@@ -93,11 +105,31 @@ stexpr.tl.spatial_domains(adata, n_domains=4)
 stexpr.pl.embedding_map(adata, "stexpr_domains", image=section.image)
 
 # %%
-# The features are a table like any other in ``obsm``: here neighbors and UMAP of scanpy.
+# The domains come from the image alone. Which measured genes tell them apart is a question for scanpy.
 
-sc.pp.neighbors(adata, use_rep="X_stexpr", n_neighbors=15)
-sc.tl.umap(adata)
-sc.pl.umap(adata, color=["stexpr_domains", "stexpr_novelty"], return_fig=True)
+counted = adata.copy()
+sc.pp.normalize_total(counted)
+sc.pp.log1p(counted)
+sc.tl.rank_genes_groups(counted, "stexpr_domains", method="wilcoxon")
+ranked = sc.get.rank_genes_groups_df(counted, group=None).groupby(
+    "group", observed=True
+)
+print(
+    ranked.head(3)[["group", "names", "logfoldchanges", "pvals_adj"]].to_string(
+        index=False
+    )
+)
+
+# %%
+
+markers = list(dict.fromkeys(ranked.head(1)["names"]))
+counted.obsm["spatial"] = adata.obsm["spatial"] * [
+    1,
+    -1,
+]  # an image's y runs down, scanpy's up
+sc.pl.embedding(
+    counted, basis="spatial", color=markers, ncols=2, size=160, return_fig=True
+)
 
 # %%
 # What does not fit is said
@@ -109,7 +141,9 @@ sc.pl.umap(adata, color=["stexpr_domains", "stexpr_novelty"], return_fig=True)
 coarse = stexpr.read_folder(work / "visium", gene_namespace="symbol")
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    stexpr.tl.predict(coarse.spots, model, image=coarse.image, mpp=coarse.mpp, species="Homo sapiens")
+    stexpr.tl.predict(
+        coarse.spots, model, image=coarse.image, mpp=coarse.mpp, species="Homo sapiens"
+    )
 print("\n\n".join(f"{one.category.__name__}: {one.message}" for one in said))
 
 # %%
@@ -124,7 +158,11 @@ for name, table in {"full resolution": adata, "small image": coarse.spots}.items
 # Microns per pixel that nobody knows are an error, not a guess.
 
 try:
-    stexpr.tl.predict(adata.copy(), model, image=work / "visium" / "outs" / "spatial" / "tissue_hires_image.png")
+    stexpr.tl.predict(
+        adata.copy(),
+        model,
+        image=work / "visium" / "outs" / "spatial" / "tissue_hires_image.png",
+    )
 except stexpr.StexprError as error:
     print(f"{type(error).__name__}: {error}")
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import squidpy as sq
-
 import stexpr
 from stexpr.data.synthetic import read_truth, write_synthetic
 from stexpr.evaluate.overview import overview_figure
@@ -47,7 +46,10 @@ except stexpr.StexprError as error:
 # With them it works; in a shell, ``stexpr predict P4S1.png -m model -o slide.h5ad --mpp 1``.
 
 done = stexpr.predict_slide(slide, model, out / "slide.h5ad", mpp=1.0, features=True)
-print(f"{len(done.grid)} patches of {done.grid.shape[0]} x {done.grid.shape[1]} places; left out: {done.grid.left_out}")
+rows, columns = done.grid.shape
+print(
+    f"{len(done.grid)} patches of {rows} x {columns} places; left out: {done.grid.left_out}"
+)
 print(f"{done.n_foreign} patches are foreign to the model")
 
 # %%
@@ -76,7 +78,9 @@ print(virtual.uns["moranI"].head(5).round(3).to_string())
 # is wide. ``layers["spread"]`` is the disagreement of the networks. How far the intervals hold is said by their label.
 
 print(json.loads(virtual.uns["stexpr"])["intervals"])
-table = virtual.var[["predicted_mean", "predicted_sd", "half_width_90"]].assign(spread=virtual.layers["spread"].mean(axis=0))
+table = virtual.var[["predicted_mean", "predicted_sd", "half_width_90"]].assign(
+    spread=virtual.layers["spread"].mean(axis=0)
+)
 print(table.head(5).round(2).to_string())
 
 # %%
@@ -91,8 +95,13 @@ near = distance.min(axis=1) < 60
 predicted = virtual.to_df().to_numpy()[distance.argmin(axis=1)][near]
 true = expected.loc[near, list(truth.planted)]
 planted = [gene for gene in virtual.var_names if gene in truth.planted]
-r = [np.corrcoef(predicted[:, virtual.var_names.get_loc(gene)], true[gene])[0, 1] for gene in planted]
-print(f"{len(planted)} genes that follow the tissue, at {near.sum()} places: median r {np.median(r):.2f}")
+r = [
+    np.corrcoef(predicted[:, virtual.var_names.get_loc(gene)], true[gene])[0, 1]
+    for gene in planted
+]
+print(
+    f"{len(planted)} genes that follow the tissue, at {near.sum()} places: median r {np.median(r):.2f}"
+)
 
 # %%
 # For QuPath
@@ -117,11 +126,17 @@ if real.is_file():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         foreign = stexpr.predict_slide(
-            real, model, out / "foreign.h5ad", abstain=True, about={"species": "Homo sapiens", "preservation": "FFPE"}
+            real,
+            model,
+            out / "foreign.h5ad",
+            abstain=True,
+            about={"species": "Homo sapiens", "preservation": "FFPE"},
         )
     print("\n\n".join(f"{one.category.__name__}: {one.message}" for one in said))
     print(f"\n{foreign.n_foreign} of {len(foreign.grid)} patches are foreign")
     figure = overview_figure(foreign.read(genes[:1]), foreign.mask)
 else:
-    print(f"There is no {real}: this part of the page needs a real slide, and was left out.")
+    print(
+        f"There is no {real}: this part of the page needs a real slide, and was left out."
+    )
 figure
