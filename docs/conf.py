@@ -34,11 +34,11 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 maximum_signature_line_length = 90
-add_module_names = False
 
 sphinx_gallery_conf = {
     "examples_dirs": "tutorials",

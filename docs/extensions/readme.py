@@ -52,9 +52,8 @@ def _linked(link: re.Match[str], page: str, pages: dict[str, str]) -> str:
     if picture:
         return f"![{words}]({up}{target})"
     if target.startswith("#"):
-        if target[1:] not in pages:
-            raise ExtensionError(f"{page}: README.md links to {target}, which no page shows")
-        return f"[{words}](/{pages[target[1:]]}.md)"
+        shown = pages.get(target[1:])
+        return f"[{words}](/{shown}.md)" if shown else f"{words} (in the README)"
     path = target.partition("#")[0]
     return f"`{path}`" if words == path else f"{words} (`{path}` in the repository)"
 

@@ -49,7 +49,10 @@ def write_made_visium(
     )
     centers = (
         np.column_stack(
-            [grid[:, 1] * PITCH_UM / 2, grid[:, 0] * PITCH_UM * np.sin(np.pi / 3)]
+            [
+                grid[:, 1] * PITCH_UM / 2,
+                grid[:, 0] * PITCH_UM * np.sin(np.pi / 3),
+            ]
         )
         + MARGIN_PX
     )
@@ -58,7 +61,9 @@ def write_made_visium(
         np.random.default_rng([seed, 1, patient]),
         np.random.default_rng([seed, 2, patient]),
     )
-    programs = plan_genes(np.random.default_rng([seed, 0]), genes, null_fraction)
+    programs = plan_genes(
+        np.random.default_rng([seed, 0]), genes, null_fraction
+    )
     shift, stain = of_patient.normal(0, 0.3, size=genes), Stain.draw(of_patient)
     tissue = grow(rng, centers, side)
     image = draw(rng, tissue, stain)
@@ -72,18 +77,23 @@ def write_made_visium(
         programs.names,
         counts,
     )
-    header = (
-        "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
-    )
+    header = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
     places = zip(
-        barcodes, grid.tolist(), np.round(centers).astype(int).tolist(), strict=True
+        barcodes,
+        grid.tolist(),
+        np.round(centers).astype(int).tolist(),
+        strict=True,
     )
     lines = [
         f"{barcode},1,{row},{column},{y},{x}"
         for barcode, (row, column), (x, y) in places
     ]
-    (spatial / "tissue_positions.csv").write_text("\n".join([header, *lines]) + "\n")
-    small = Image.fromarray(image).resize((HIRES_PX, HIRES_PX), Image.Resampling.BOX)
+    (spatial / "tissue_positions.csv").write_text(
+        "\n".join([header, *lines]) + "\n"
+    )
+    small = Image.fromarray(image).resize(
+        (HIRES_PX, HIRES_PX), Image.Resampling.BOX
+    )
     small.save(spatial / "tissue_hires_image.png")
     factors = {
         "spot_diameter_fullres": 65.0,
@@ -102,7 +112,9 @@ def write_made_visium(
     return folder / "tissue.tif"
 
 
-def _write_matrix(path: Path, barcodes: list[str], symbols: Any, counts: Any) -> None:
+def _write_matrix(
+    path: Path, barcodes: list[str], symbols: Any, counts: Any
+) -> None:
     table = sp.csr_matrix(counts)
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")

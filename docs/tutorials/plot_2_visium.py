@@ -2,11 +2,12 @@
 A Visium section and a trained encoder
 ======================================
 
-A model goes to a section it has never seen, as Space Ranger wrote it: read the folder, predict, score against what was measured,
-find domains; and what stexpr says when image and model do not fit together.
+A model goes to a section it has never seen, as Space Ranger wrote it: read the folder, predict,
+score against what was measured, find domains; and what stexpr says when image and model do not fit
+together.
 
-Both the training cohort and the Visium section are synthetic, so that this page needs no download and the truth is known.
-Tissue and genes are made up; the files and the calls are the real ones.
+Both the training cohort and the Visium section are synthetic, so that this page needs no download
+and the truth is known. Tissue and genes are made up; the files and the calls are the real ones.
 """
 
 import json
@@ -27,11 +28,15 @@ work = Path(os.environ.get("STEXPR_WORK", "stexpr-tutorials")) / "synthetic"
 # A model
 # -------
 #
-# Three patients, three folds: the exported model is the ensemble of the three networks. Each patient was held out once, which
-# gives intervals and scores.
+# Three patients, three folds: the exported model is the ensemble of the three networks. Each
+# patient was held out once, which gives intervals and scores.
 
 card = stexpr.load_card(
-    str(write_synthetic(work / "raw", patients=3, spots_per_section=100, genes=200))
+    str(
+        write_synthetic(
+            work / "raw", patients=3, spots_per_section=100, genes=200
+        )
+    )
 )
 stexpr.prepare(card, work / "raw", work / "cohort", card.prepare)
 study = stexpr.load_study(
@@ -56,11 +61,13 @@ print(f"prediction intervals: {model.intervals.label}")
 # The section
 # -----------
 #
-# :download:`made_visium.py <made_visium.py>` draws a section of another patient and writes ``outs`` as Space Ranger does. For a folder
-# of yours, start here.
+# :download:`made_visium.py <made_visium.py>` draws a section of another patient and writes ``outs``
+# as Space Ranger does. For a folder of yours, start here.
 
 image = write_made_visium(work / "visium", genes=200)
-section = stexpr.read_folder(work / "visium", image=image, gene_namespace="symbol")
+section = stexpr.read_folder(
+    work / "visium", image=image, gene_namespace="symbol"
+)
 adata = section.spots
 print(
     f"{adata.n_obs} spots, {adata.n_vars} genes, {section.mpp:.3f} um/px ({section.mpp_source})"
@@ -82,8 +89,9 @@ print(
 # Score
 # -----
 #
-# Some genes follow the morphology, others nothing that an image shows. The ceiling is about counting noise only: a high ceiling
-# and a low r is a gene that this model cannot predict, or no image can.
+# Some genes follow the morphology, others nothing that an image shows. The ceiling is about
+# counting noise only: a high ceiling and a low r is a gene that this model cannot predict, or no
+# image can.
 
 stexpr.tl.score_prediction(adata)
 scores = (
@@ -105,7 +113,8 @@ stexpr.tl.spatial_domains(adata, n_domains=4)
 stexpr.pl.embedding_map(adata, "stexpr_domains", image=section.image)
 
 # %%
-# The domains come from the image alone. Which measured genes tell them apart is a question for scanpy.
+# The domains come from the image alone. Which measured genes tell them apart is a question for
+# scanpy.
 
 counted = adata.copy()
 sc.pp.normalize_total(counted)
@@ -135,23 +144,31 @@ sc.pl.embedding(
 # What does not fit is said
 # -------------------------
 #
-# Without the microscope's image there is only the small one of the folder. It is coarser than the model's pixels, and of another
-# species (so we say). The prediction is made, with a ``DomainWarning`` for each.
+# Without the microscope's image there is only the small one of the folder. It is coarser than the
+# model's pixels, and of another species (so we say). The prediction is made, with a
+# ``DomainWarning`` for each.
 
 coarse = stexpr.read_folder(work / "visium", gene_namespace="symbol")
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     stexpr.tl.predict(
-        coarse.spots, model, image=coarse.image, mpp=coarse.mpp, species="Homo sapiens"
+        coarse.spots,
+        model,
+        image=coarse.image,
+        mpp=coarse.mpp,
+        species="Homo sapiens",
     )
 print("\n\n".join(f"{one.category.__name__}: {one.message}" for one in said))
 
 # %%
-# Whether it matters is for the scores to say. These genes follow what a coarse image still shows, such as stain and the share of
-# each tissue.
+# Whether it matters is for the scores to say. These genes follow what a coarse image still shows,
+# such as stain and the share of each tissue.
 
 stexpr.tl.score_prediction(coarse.spots)
-for name, table in {"full resolution": adata, "small image": coarse.spots}.items():
+for name, table in {
+    "full resolution": adata,
+    "small image": coarse.spots,
+}.items():
     print(f"{name:15}: mean r {table.var['stexpr_r'].mean():.3f}")
 
 # %%
