@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# One thread per process, or two test processes of two threads each would stand in each other's way on two cores.
-TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
+# One thread per process, or two test processes of two threads each would stand in each other's way on two cores. Numba has to be
+# told as well: once scanpy has started it, it sets the threads of torch.
+TEST_ENV := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 PYTEST_ARGS ?= --numprocesses 2 --dist worksteal --cov --cov-report term:skip-covered
 
 # The tutorials read the olfactory bulb and a slide from here, and show a synthetic cohort where they are absent.

@@ -1,17 +1,22 @@
 """How the documentation is built: `make docs`. Nothing is fetched, neither at the build nor by a reader's browser."""
 
+import os
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+# Numba, once scanpy has started it, gives torch's OpenMP as many threads as there are cores, whatever OMP_NUM_THREADS says;
+# on a busy machine training then takes up to fifty times as long.
+for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
-import stexpr
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "stexpr"
 author = "the stexpr developers"
 copyright = "the stexpr developers, Apache-2.0"
-version = release = stexpr.__version__
+version = release = metadata.version("stexpr")
 
 # squidpy's own decorators say this when it is imported; it would stand on top of a tutorial
 warnings.filterwarnings("ignore", message=r"'\w+' is not a valid key!", category=SyntaxWarning)
