@@ -14,7 +14,6 @@ import pytest
 import stexpr
 import stexpr.pl
 import stexpr.tl
-import stexpr.tl.lazyslide
 
 pytest.importorskip("sphinx_gallery", reason="the documentation needs the extra `docs`")
 
