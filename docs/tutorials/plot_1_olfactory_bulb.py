@@ -174,7 +174,7 @@ for name in ("features", "predicted"):
 # %%
 # An index of 1 would be the same domains, 0 is what chance gives. But measured domains are noisy
 # themselves: each molecule goes to one of two halves here, and the domains of one half are held
-# against those of the other.
+# against those of the other. That is what to compare the numbers above with.
 
 rng = np.random.default_rng(0)
 counts = adata[:, list(model.genes)].to_df().astype(int)
@@ -190,10 +190,8 @@ print(f"adjusted Rand index of one half against the other: {index:.3f}")
 # Domains are numbered by their size, so the same color in two maps need not be the same tissue.
 
 upright = adata.copy()
-upright.obsm["spatial"] = adata.obsm["spatial"] * [
-    1,
-    -1,
-]  # an image's y runs down, scanpy's up
+# an image's y runs down, scanpy's up
+upright.obsm["spatial"] = adata.obsm["spatial"] * [1, -1]
 sc.pl.embedding(
     upright,
     basis="spatial",

@@ -132,10 +132,8 @@ print(
 # %%
 
 markers = list(dict.fromkeys(ranked.head(1)["names"]))
-counted.obsm["spatial"] = adata.obsm["spatial"] * [
-    1,
-    -1,
-]  # an image's y runs down, scanpy's up
+# an image's y runs down, scanpy's up
+counted.obsm["spatial"] = adata.obsm["spatial"] * [1, -1]
 sc.pl.embedding(
     counted, basis="spatial", color=markers, ncols=2, size=160, return_fig=True
 )

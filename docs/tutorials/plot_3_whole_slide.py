@@ -81,14 +81,14 @@ print(virtual.uns["moranI"].head(5).round(3).to_string())
 # How sure is it?
 # ---------------
 #
-# ``half_width_90`` is the half-width of an interval in which nine of ten *measurements* of a spot
+# ``half_width_0.9`` is the half-width of an interval in which nine of ten *measurements* of a spot
 # like the patch lie: they are noisy, so it is wide. ``layers["spread"]`` is the disagreement of the
 # networks. How far the intervals hold is said by their label.
 
 print(json.loads(virtual.uns["stexpr"])["intervals"])
-table = virtual.var[["predicted_mean", "predicted_sd", "half_width_90"]].assign(
-    spread=virtual.layers["spread"].mean(axis=0)
-)
+table = virtual.var[
+    ["predicted_mean", "predicted_sd", "half_width_0.9"]
+].assign(spread=virtual.layers["spread"].mean(axis=0))
 print(table.head(5).round(2).to_string())
 
 # %%
