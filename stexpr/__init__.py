@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference.slide": ["predict_slide"],
         "models.export": ["load_model"],
         "models.export.encoder": ["load_encoder"],
+        "train.release": ["choose_runs", "export_runs"],
         "train.study": ["run_study"],
     },
 )

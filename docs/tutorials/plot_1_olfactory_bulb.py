@@ -20,9 +20,9 @@ import scanpy as sc
 import squidpy as sq
 import stexpr
 from sklearn.metrics import adjusted_rand_score
+from stexpr import choose_runs, export_runs
 from stexpr.data.readers import read_section
 from stexpr.data.synthetic import write_synthetic
-from stexpr.train.release import choose_runs, export_runs
 
 # %%
 # ``STEXPR_DATA`` names the folder that holds ``mob``, ``STEXPR_WORK`` the one to write into.

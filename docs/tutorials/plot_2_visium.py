@@ -17,8 +17,8 @@ from pathlib import Path
 
 import scanpy as sc
 import stexpr
+from stexpr import choose_runs, export_runs
 from stexpr.data.synthetic import write_synthetic
-from stexpr.train.release import choose_runs, export_runs
 
 from made_visium import write_made_visium
 
