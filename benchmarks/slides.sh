@@ -14,3 +14,4 @@ export OMP_NUM_THREADS=1 # the order of sums, and with it the last digits, depen
 "$stexpr" export runs/her2st_fine -o models/her2st_fine --timm --onnx
 "$stexpr" predict "$data/wsi/cmu_small_region.svs" -m models/her2st_fine -o slides/cmu.h5ad --stride 82 --preservation FFPE \
   --genes ERBB2 --genes KRT19 --coverage 0.9
+.venv/bin/python benchmarks/tools/slide_summary.py
