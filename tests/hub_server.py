@@ -7,12 +7,16 @@ the way of large files (LFS), the others into the commit, as on the hub.
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -47,9 +51,11 @@ class HubServer:
         requests: Every method and path asked for.
         refusal: An HTTP status to answer everything with, None to answer.
         refused: Requests whose path holds this are refused with 403.
+        gated: Repositories whose access has to be asked for.
     """
 
     def __init__(self) -> None:
+        self.gated: set[str] = set()
         self.repositories: dict[str, StubRepository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
@@ -76,6 +82,21 @@ class HubServer:
             self._http.shutdown()
             self._http.server_close()
             thread.join(timeout=5)
+
+    def hold(self, name: str, folder: Path) -> None:
+        """Make a public repository of the files of a folder."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.repositories[name] = StubRepository(private=False, commits=[files])
+
+    def run(self, code: str, home: Path) -> list[str]:
+        """Run Python in a fresh process whose hub this is, and return the lines it prints."""
+        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment = {**os.environ, **switches, "HF_ENDPOINT": self.url, "HF_HOME": str(home)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        return done.stdout.splitlines()
 
     def files(self, name: str) -> dict[str, bytes]:
         """Return the latest files of a repository."""
@@ -188,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         place = repository.revision(revision)
         content = repository.commits[place].get(name) if place >= 0 else None
         if content is None:
-            self._json(404, None)
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         tag = hashlib.sha256(content).hexdigest()
         self._answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit_id(place)})
@@ -203,6 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _turned_away(self, path: str, *, write: bool) -> bool:
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         named = re.match(r"/(?:api/models/)?([^/]+/[^/.]+)(?:/|\.git/|$)", path)
+        if named and named[1] in self.state.gated:
+            self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            return True
         status = self.state.refusal
         if status is None and self.state.refused and self.state.refused in path:
             status = 403
@@ -241,3 +265,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def fill_cache(home: Path, repository: str, folder: Path) -> None:
+    """Lay the files of a folder out as huggingface_hub's cache has them."""
+    at = home / "hub" / f"models--{repository.replace('/', '--')}"
+    (at / "refs").mkdir(parents=True)
+    (at / "refs" / "main").write_text(commit_id(0))
+    (at / "snapshots").mkdir()
+    (at / "snapshots" / commit_id(0)).symlink_to(folder, target_is_directory=True)

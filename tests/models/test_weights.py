@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_downloads import Hub, fill_cache, serving
+from hub_server import HubServer, fill_cache
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 
@@ -180,10 +180,11 @@ def test_an_architecture_without_weights_of_timm_is_said():
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    saved(tmp_path / "served" / "owner" / "name")
-    saved(tmp_path / "served" / "owner" / "pickled", safe=False)
-    with serving(tmp_path / "served") as hub:
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer().running() as hub:
+        for name, safe in (("owner/name", True), ("owner/pickled", False)):
+            saved(tmp_path / name, safe=safe)
+            hub.hold(name, tmp_path / name)
         yield hub
 
 
@@ -203,10 +204,10 @@ def test_nothing_is_fetched_unless_asked_for_and_then_once(hub, tmp_path):
     lines = hub.run("".join(ATTEMPT.format(name=name, download=download) for name, download in attempts), tmp_path / "home")
     assert all("nothing is fetched unasked" in line for line in lines[:3])
     assert lines[3:] == ["test_resnet", "test_resnet"]
-    assert [line for line in hub.asked if line.startswith("GET")] == [
+    assert [line for line in hub.requests if line.startswith("GET")] == [
         f"GET /owner/name/resolve/main/{name}" for name in ("model.safetensors", "config.json")
     ]
-    assert all(" /owner/name/" in line for line in hub.asked)
+    assert all(" /owner/name/" in line for line in hub.requests)
 
 
 def test_what_the_hub_does_not_give_is_said(hub, tmp_path):
@@ -219,4 +220,4 @@ def test_what_the_hub_does_not_give_is_said(hub, tmp_path):
     assert "access was not granted" in lines[1]
     assert "https://huggingface.co/MahmoodLab/UNI" in lines[1]
     assert "owner/absent" in lines[2]
-    assert not any("pytorch_model.bin" in line for line in hub.asked)
+    assert not any("pytorch_model.bin" in line for line in hub.requests)
