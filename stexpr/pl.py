@@ -5,7 +5,7 @@ A PDF holds its text as text and neither date nor version, so the same numbers g
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,19 @@ from jaxtyping import Float, Int
 
 from stexpr.config.files import write_whole
 from stexpr.data.tissue_image import ImageSource, find_image, spot_centers
-from stexpr.errors import DataError, GeneError, MetricError, nearest
+from stexpr.errors import DataError, GeneError, MetricError, ModelError, nearest
 from stexpr.evaluate import figures, tissue_maps
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.measured import measured_of
+from stexpr.evaluate.risk_coverage import RiskCoverage
 from stexpr.types import MEASURED
 
-__all__ = ["embedding_map", "gene_map", "gene_ranks", "leaderboard", "r_vs_ceiling"]
+if TYPE_CHECKING:
+    from stexpr.models.export import LoadedModel
+else:  # torch takes seconds to import, and only one figure needs a model
+    LoadedModel = Any
+
+__all__ = ["embedding_map", "gene_map", "gene_ranks", "leaderboard", "r_vs_ceiling", "risk_coverage"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -208,6 +214,30 @@ def gene_ranks(board: Leaderboard, model: str | None = None, *, n: int = 30, sav
     return _saved(figures.gene_ranks_figure([str(gene) for gene in best["gene"]], r, ceiling, title), save)
 
 
+def risk_coverage(model: LoadedModel | str | Path, *, save: str | Path | None = None) -> Any:
+    """Draw what abstaining where a patch is foreign is worth: the error of held-out spots against the share of them kept.
+
+    Args:
+        model: From `stexpr.load_model`, or the folder that `stexpr export` wrote.
+        save: File to write, ending in .pdf, .png or .svg.
+
+    Returns:
+        A matplotlib Figure, unattached to any window.
+
+    Raises:
+        ModelError: The model cannot be read, or was not exported with its cohort at hand.
+        DataError: The file has another ending or cannot be written.
+    """
+    from stexpr.models.export import load_model
+
+    loaded = load_model(model) if isinstance(model, str | Path) else model
+    if loaded.release.risk_coverage is None:
+        raise ModelError("the model knows no held-out patches; export its runs with stexpr export, with the cohort at hand")
+    curve = RiskCoverage.from_dict(loaded.release.risk_coverage)
+    title = f"{loaded.provenance.get('label', 'model')}: abstaining by novelty saves {curve.gain:.1%}"
+    return _saved(figures.risk_coverage_figure(curve, title), save)
+
+
 def _model(board: Leaderboard, model: str | None) -> str:
     if model is None:
         networks = board.models[board.models["kind"] == "network"]
@@ -222,7 +252,7 @@ def _ceiling(board: Leaderboard) -> Float[Array, "G"]:
 
 
 def _section(adata: Any, section: str | None, section_key: str) -> tuple[Int[Array, "S"], str]:
-    """Return the spots of a section, and its name, empty where there are no sections."""
+    """Return the spots of a section, and its name (empty: none)."""
     if section_key not in adata.obs:
         if section is not None:
             raise DataError(f"there is no section {section!r}: obs has no column {section_key!r}; name it with section_key=")
@@ -266,6 +296,5 @@ def _saved(figure: Any, save: str | Path | None) -> Any:
         path = Path(save)
         if path.suffix.lower() not in FORMATS:
             raise DataError(f"cannot save a figure as {path.name!r}; the name must end in {', '.join(FORMATS)}")
-        kind = path.suffix.lower().removeprefix(".")
-        write_whole(path, partial(figures.save_figure, figure, kind=kind))
+        write_whole(path, partial(figures.save_figure, figure, kind=path.suffix.lower().removeprefix(".")))
     return figure

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-__all__ = ["gene_ranks_figure", "leaderboard_figure", "r_vs_ceiling_figure", "save_figure"]
+from stexpr.evaluate.risk_coverage import RiskCoverage
+
+__all__ = ["gene_ranks_figure", "leaderboard_figure", "r_vs_ceiling_figure", "risk_coverage_figure", "save_figure"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -16,6 +18,8 @@ NETWORK, BASELINE, PATIENT, INK = "#1f5fa8", "#c2701c", "#9aa3ad", "#30363d"
 REFERENCE, WARN, GRID = "#7b4fa6", "#b3261e", "#e3e6ea"
 KINDS = {"network": (NETWORK, "o"), "baseline": (BASELINE, "s"), "reference": (REFERENCE, "D")}
 DPI = 150
+NAMED_PATIENTS = 6
+"""More patients than these are drawn without their names."""
 
 
 def save_figure(figure: Any, path: Path, kind: str = "png") -> None:
@@ -151,6 +155,31 @@ def gene_ranks_figure(genes: Sequence[str], r: Float[Array, "G"], ceiling: Float
     axes.set_xlabel("mean r over patients", color=INK)
     _plain_axes(axes, grid="x")
     axes.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def risk_coverage_figure(curve: RiskCoverage, title: str) -> Any:
+    """Draw the error of the spots kept against the share kept, for each patient and their mean, over the random baseline.
+
+    Returns:
+        A matplotlib Figure, unattached to any window.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=9, color=INK)
+    for i, (patient, n, risk) in enumerate(zip(curve.patients, curve.n_spots, curve.risk, strict=True)):
+        label = f"patient {patient}, {n:,} spots" if len(curve.patients) <= NAMED_PATIENTS else "a patient" if not i else None
+        axes.plot(curve.coverage, risk, color=PATIENT, linewidth=1, marker=".", markersize=4, label=label)
+    axes.plot(curve.coverage, curve.mean_risk, color=NETWORK, linewidth=2, label="mean of patients")
+    axes.axhline(float(curve.random.mean()), color=BASELINE, linestyle="--", linewidth=1, label="left out at random")
+    axes.set_xlabel("share of spots kept, least novel first", fontsize=9, color=INK)
+    axes.set_ylabel("mean absolute error", fontsize=9, color=INK)
+    axes.set_xlim(0, 1.02)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    _plain_axes(axes, "y")
     return figure
 
 

@@ -1,5 +1,6 @@
 """Runs become a model: equal predictions in a fresh process, what was held out beside them, refusals of what does not fit."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -121,6 +122,23 @@ def test_an_ensemble_is_scored_and_calibrated_on_all_patients(runs, ensemble):
     assert sorted(model.provenance["training_patients"]) == ["a", "b", "c"]
     assert (ensemble / GENES).read_text().count("\n") == len(model.genes) + 1
     assert "ensemble of 3 networks" in (ensemble / CARD).read_text()
+
+
+def test_what_abstaining_is_worth_travels_with_the_model_and_is_drawn(ensemble, tmp_path):
+    import stexpr
+
+    curve = load_model(ensemble).release.risk_coverage
+    assert curve["patients"] == ["a", "b", "c"]
+    assert sum(curve["n_spots"]) == load_model(ensemble).intervals.n_spots
+    figure = stexpr.pl.risk_coverage(ensemble, save=tmp_path / "curve.png")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    np.testing.assert_allclose(drawn["mean of patients"], np.mean(curve["risk"], axis=0))
+    assert (tmp_path / "curve.png").stat().st_size > 5_000
+    member = load_model(ensemble / MEMBERS / "0")
+    bare = dataclasses.replace(member, release=member.release.model_copy(update={"risk_coverage": None}))
+    with pytest.raises(ModelError, match="knows no held-out patches"):
+        stexpr.pl.risk_coverage(bare)
 
 
 def test_seeds_of_all_folds_make_one_ensemble_too(runs, tmp_path):
