@@ -99,7 +99,8 @@ def fit_panel(
     for gene in (*include, *listed):
         if gene not in column:
             raise GeneError(f"gene {gene!r} of the panel is not in the cohort ({len(genes)} genes); {nearest(gene, genes)}")
-    detection = np.asarray((counts > 0).mean(axis=0)).ravel()
+    # counted, then divided: a mean of sparse ones adds up fractions, and misses 100 % by a rounding error
+    detection = np.asarray((counts > 0).sum(axis=0)).ravel() / counts.shape[0]
     passing = {gene for gene, rate in zip(genes, detection, strict=True) if rate >= min_detection}
     if rule == "list":
         chosen = list(dict.fromkeys([*include, *listed]))

@@ -21,7 +21,7 @@ from stexpr.data.images import open_image
 from stexpr.data.provenance import noted
 from stexpr.errors import DataError, DataWarning, DomainWarning, ModelError, ScaleError
 from stexpr.models.export import Release, save_ensemble
-from stexpr.models.export.applicability import fit_applicability
+from stexpr.models.export.applicability import Views, appearance, fit_applicability
 from stexpr.models.export.intervals import PredictionIntervals
 
 Section = tuple[Any, Path]
@@ -29,10 +29,14 @@ Section = tuple[Any, Path]
 
 def by_hand(model: Any, pixels: np.ndarray, centers: np.ndarray, side: int = WINDOW_PX) -> Any:
     """Cut the patches and call the model, with nothing of ours between."""
+    return model(patches_of(pixels, centers, side))
+
+
+def patches_of(pixels: np.ndarray, centers: np.ndarray, side: int = WINDOW_PX) -> torch.Tensor:
     corners = np.round(centers - side / 2).astype(int)
     patches = [Image.fromarray(pixels[y : y + side, x : x + side]) for x, y in corners]
     resized = [np.array(patch.resize((WINDOW_PX, WINDOW_PX), Image.Resampling.BILINEAR)) for patch in patches]
-    return model(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2))
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
 
 def close(a: Any, b: Any) -> None:
@@ -224,10 +228,11 @@ def ensemble(model: Any, section: Section, tmp_path: Path) -> Any:
     """Two networks, the second of other genes, with intervals and training features."""
     adata, file = section
     other = small_model(("G01", "G09", "G00"), seed=1, folder=tmp_path / "other")
+    seen = appearance(patches_of(np.array(Image.open(file)), adata.obsm["spatial"]))
     members = []
     for member in (model, other):
-        features = tl.embed(adata, member, image=file, mpp=1.0, copy=True).obsm["X_stexpr"]
-        reference = fit_applicability(features, np.repeat(["a", "b"], 32))
+        features = torch.from_numpy(tl.embed(adata, member, image=file, mpp=1.0, copy=True).obsm["X_stexpr"])
+        reference = fit_applicability(Views(features, seen), np.repeat(["a", "b"], 32))
         members.append(replace(member, networks=(replace(member.networks[0], applicability=reference),)))
     genes = (*GENES, "G09")
     width = np.arange(10, dtype=np.float32).reshape(5, 2)

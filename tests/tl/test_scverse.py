@@ -35,7 +35,8 @@ def test_scanpy_goes_on_from_the_features(done: Any) -> None:
 def test_squidpy_goes_on_from_the_prediction(done: Any, model: Any, section: tuple[Any, Path]) -> None:
     import squidpy as sq
 
-    from stexpr.evaluate.spatial import moran_per_gene, neighbor_weights
+    from stexpr.data.neighbors import neighbor_weights
+    from stexpr.evaluate.spatial import moran_per_gene
 
     made = tl.predict_expression(done, model, image=section[1], mpp=1.0, as_anndata=True)
     sq.gr.spatial_neighbors_grid(made, n_neighs=4)
