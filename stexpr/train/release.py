@@ -25,7 +25,7 @@ from stexpr.evaluate.records import CONFIG, MODEL, RECORD, Run, read_predictions
 from stexpr.evaluate.risk_coverage import risk_coverage
 from stexpr.inference import pick_device
 from stexpr.inference.patches import run_model
-from stexpr.models.export import LoadedModel, load_model, save_ensemble, save_model
+from stexpr.models.export import LoadedModel, load_model, save_ensemble
 from stexpr.models.export.applicability import Applicability, Views, appearance, fit_applicability
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.types import MEASURED, Progress, silent
@@ -111,19 +111,7 @@ def export_runs(
     """
     members = [_member(run, cohort, device) for run in progress(runs, "exporting runs", len(runs))]
     if len(members) == 1:
-        only = members[0].model
-        network = only.networks[0]
-        save_model(
-            folder,
-            network.model,
-            panel=network.panel,
-            transform=only.transform,
-            preprocessing=only.preprocessing,
-            provenance=network.provenance,
-            release=only.release,
-            applicability=network.applicability,
-            intervals=only.intervals,
-        )
+        members[0].model.save(folder)
     else:
         first = members[0].model.release
         notes = tuple(dict.fromkeys(note for member in members for note in member.model.release.notes))
