@@ -2,7 +2,8 @@
 
 Ours hold `features` (patches x features, half precision), `coords` (top-left corners, level-0 pixels) and attributes for
 microns per pixel, patch size and encoder. Files of TRIDENT, CLAM (`features`) and STAMP (`feats`) are read as they are. A
-header says how large a bag is before any of it is read, and features come in rows, so that 200,000 patches need not be in memory.
+header says how large a bag is before any of it is read, and features come in rows, so that 200,000 patches need not be in
+memory.
 """
 
 import functools
@@ -155,7 +156,7 @@ def write_bag(
     return read_bag(path)
 
 
-def _write(part: Path, *, slide: str, chunks: Iterable[tuple[Array, Array]], **attributes: float | str) -> None:
+def _write(part: Path, *, slide: str, chunks: Iterable[tuple[Array, Array]], **attributes: int | float | str) -> None:
     with h5py.File(part, "w") as file:
         file.attrs.update({_FORMAT_KEY: FORMAT, **attributes})
         n = 0

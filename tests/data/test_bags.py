@@ -117,15 +117,15 @@ def test_features_that_are_not_finite_name_slide_and_patch(tmp_path, bad):
     values = features(20, dtype=np.float32)
     values[13, 2] = bad
     foreign(tmp_path / "s9.h5", "features", values).close()
-    with pytest.raises(DataError, match="slide s9 .* in 1 of patches 10 to 19, first in patch 13"):
+    with pytest.raises(DataError, match=r"slide s9 .* in 1 of patches 10 to 19, first in patch 13"):
         list(read_bag(tmp_path / "s9.h5").chunks(10))
-    with pytest.raises(DataError, match="slide s8 .*first in patch 13"):
+    with pytest.raises(DataError, match=r"slide s8 .*first in patch 13"):
         written(tmp_path / "s8.h5", values)
     assert not (tmp_path / "s8.h5").exists()
 
 
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(DataError, match="slide s .*not finite"):
+    with pytest.raises(DataError, match=r"slide s .*not finite"):
         written(tmp_path / "s.h5", np.full((2, 3), 1e6, np.float32))
 
 
@@ -205,7 +205,7 @@ def test_files_of_a_newer_format_are_refused(tmp_path):
 def test_a_bag_that_changed_is_told(tmp_path):
     bag = read_bag(written(tmp_path / "s.h5", features()))
     written(tmp_path / "s.h5", features(8))
-    with pytest.raises(DataError, match="slide s .*changed"):
+    with pytest.raises(DataError, match=r"slide s .*changed"):
         bag.features()
     with pytest.raises(DataError, match="at least 1"):
         list(bag.chunks(0))
