@@ -24,7 +24,7 @@ def cohort(n: int, prevalence: float = 0.3, n_sites: int = 8, seed: int = 0):
     return slides, {"gene": labels}, sites
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     n=st.integers(12, 60),
     k=st.integers(2, 4),
@@ -122,7 +122,7 @@ def test_targets_that_no_partition_can_serve_are_named():
 def test_events_are_spread_and_missing_labels_count_nowhere():
     slides, _, _ = cohort(40)
     event = {patient: i % 4 == 0 for i, patient in enumerate(slides) if i < 36}
-    survival = Survival("OS", {patient: 1.0 for patient in event}, event, missing=("p36", "p37", "p38", "p39"))
+    survival = Survival("OS", dict.fromkeys(event, 1.0), event, missing=("p36", "p37", "p38", "p39"))
     (row,) = make_slide_folds(slides, {"OS": survival}, k=3).balance
     assert (row.target, row.label, row.tested) == ("OS", "True", (3, 3, 3))
 
