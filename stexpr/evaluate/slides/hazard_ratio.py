@@ -1,5 +1,6 @@
 """How much the hazard rises with a prediction, alone or beside what the clinic knows already."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from stexpr.evaluate.slides.inputs import Array, check_survival
 
 __all__ = ["HazardRatio", "hazard_ratio"]
 
+NO_MAXIMUM = "no hazard ratio: the likelihood has no maximum, since a group of patients has no event"
 LARGEST_SE = 10.0
 """A standard error of a log hazard ratio per SD beyond this (e^10 either way) says that the likelihood has no maximum."""
 
@@ -66,6 +68,7 @@ def hazard_ratio(
         DataError: A covariate that is missing or no number, or values that `harrell_c` refuses.
     """
     from statsmodels.duration.hazard_regression import PHReg
+    from statsmodels.tools.sm_exceptions import ModelWarning
 
     check_arrays(held_out, log_hazard, time, event)
     check_survival(time, event)
@@ -77,10 +80,16 @@ def hazard_ratio(
             f"no hazard ratio: {int(event.sum())} events among {len(event)} patients; within folds prediction and covariates "
             f"({', '.join(names) or 'none'}) must vary and not determine each other"
         )
-    fitted = PHReg(time, within, status=event.astype(int), ties="efron", strata=np.asarray(held_out.folds)).fit(disp=0)
+    model = PHReg(time, within, status=event.astype(int), ties="efron", strata=np.asarray(held_out.folds))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("error", ModelWarning)
+        try:
+            fitted = model.fit(disp=0)
+        except ModelWarning as warning:
+            raise MetricError(NO_MAXIMUM) from warning
     beta, se = fitted.params, fitted.bse
     if not (np.isfinite(beta).all() and np.isfinite(se).all()) or se[0] > LARGEST_SE or abs(beta[0]) > LARGEST_SE:
-        raise MetricError("no hazard ratio: the likelihood has no maximum, since a group of patients has no event")
+        raise MetricError(NO_MAXIMUM)
     low, high = np.exp(fitted.conf_int()[0])
     ratios = dict(zip(names, np.exp(beta[1:]).tolist(), strict=True))
     numbers = (float(np.exp(beta[0])), float(low), float(high), float(fitted.pvalues[0]))

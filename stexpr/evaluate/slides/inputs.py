@@ -20,7 +20,7 @@ def check_finite(name: str, values: Float[Array, "P *K"], like: Shaped[Array, "P
     """
     if len(values) != len(like):
         raise DataError(f"{name} has {len(values)} rows for {len(like)} patients; give one row per patient")
-    wrong = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if wrong.size:
         raise DataError(f"{name} is not finite for {wrong.size} of {len(values)} patients (first: row {wrong[0]})")
 
