@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int
 from stexpr.errors import MetricError, nearest
 from stexpr.evaluate.testing import ALPHA, NOT_TESTABLE, flips_for, holm_adjusted
 
-__all__ = ["PairedTest", "PatientsNeeded", "compare_models", "patients_needed", "sign_flip_test"]
+__all__ = ["PairedTest", "PatientsNeeded", "compare_models", "paired_verdict", "patients_needed", "sign_flip_test"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,7 +65,7 @@ def sign_flip_test(differences: Float[Array, "P"], *, alpha: float = ALPHA, a: s
         'not testable: n = 2, needs ≥ 6'
     """
     mean, p, needed = _mean(differences), _sign_flip_p(differences), flips_for(alpha / 2)
-    return PairedTest(mean, p, len(differences), needed, _verdict(a, b, mean, p, len(differences), needed, alpha))
+    return PairedTest(mean, p, len(differences), needed, paired_verdict(a, b, mean, p, len(differences), needed, alpha))
 
 
 def patients_needed(differences: Float[Array, "P"], *, power: float = 0.8, alpha: float = ALPHA) -> PatientsNeeded | None:
@@ -120,7 +120,7 @@ def compare_models(
         mean, more, verdict = np.nan, None, f"undefined: no r of one model for {one or 'any patient'}"
         if not np.isnan(raw):
             mean, more = _mean(d), patients_needed(d, alpha=share)
-            verdict = _verdict(a, b, mean, adjusted, len(d), flips_for(share / 2), alpha)
+            verdict = paired_verdict(a, b, mean, adjusted, len(d), flips_for(share / 2), alpha)
         rows.append((a, b, mean, raw, adjusted, len(d), verdict, "–" if more is None else str(more)))
     return pd.DataFrame(rows, columns=["a", "b", "difference", "p", "p_holm", "n_patients", "verdict", "patients_needed"])
 
@@ -161,7 +161,8 @@ def _power(effect: float, n: Int[Array, "K"], alpha: float) -> Float64[Array, "K
     return np.where(n < flips_for(alpha / 2), 0.0, np.minimum(student, few))
 
 
-def _verdict(a: str, b: str, difference: float, p: float, n: int, needed: int, alpha: float) -> str:
+def paired_verdict(a: str, b: str, difference: float, p: float, n: int, needed: int, alpha: float) -> str:
+    """Say in words what a paired test of `n` patients shows, where at least `needed` can reach `alpha`."""
     if p > alpha:
         return NOT_TESTABLE.format(n, needed) if n < needed else "no difference shown"
     return f"{a} beats {b}" if difference > 0 else f"{b} beats {a}"
