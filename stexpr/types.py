@@ -7,11 +7,13 @@ Dimension key of every shape annotation in this package:
     H, W  patch height and width in px                  R  bootstrap replicates
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
+
+from stexpr.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +72,66 @@ class SpotBatch:
             self.library.tensor_split(n),
         )
         return tuple(SpotBatch(*piece) for piece in zip(*pieces, strict=True))
+
+
+CHECKED = 8192
+"""Instances of a bag that are checked at a time, so that checking a large one needs no memory."""
+
+
+@dataclass(frozen=True)
+class BagBatch:
+    """The bags of several slides, one behind another without padding, on one device.
+
+    No bag is empty: a slide without patches has no prediction, and is to be left out and counted where bags are read.
+    """
+
+    instances: Float[Tensor, "N D"]
+    offsets: Int64[Tensor, "_"]
+
+    @classmethod
+    def of(cls, bags: "Sequence[Float[Tensor, '_ _']]") -> "BagBatch":
+        """Pack bags.
+
+        Args:
+            bags: Features of each slide's patches, alike in width, dtype and device.
+
+        Raises:
+            DataError: No bags, an empty one, another width, or values that are not finite.
+
+        Example:
+            >>> import torch
+            >>> BagBatch.of([torch.ones(2, 3), torch.ones(1, 3)]).offsets
+            tensor([0, 2, 3])
+        """
+        import torch
+
+        if not bags:
+            raise DataError("a batch needs at least one bag")
+        for i, bag in enumerate(bags):
+            if not len(bag):
+                raise DataError(f"bag {i} of {len(bags)} has no instances; leave slides without patches out, and count them")
+            if bag.shape[1] != bags[0].shape[1]:
+                widths = f"{bag.shape[1]:,} features, bag 0 has {bags[0].shape[1]:,}"
+                raise DataError(f"bag {i} of {len(bags)} has {widths}; embed all slides with one encoder")
+            if not all(bool(part.isfinite().all()) for part in torch.split(bag, CHECKED)):
+                raise DataError(f"bag {i} of {len(bags)} has features that are not finite; embed its slide again")
+        lengths = torch.tensor([0, *map(len, bags)], device=bags[0].device)
+        return cls(bags[0] if len(bags) == 1 else torch.cat(list(bags)), lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64[Tensor, "B"]:
+        """Return the number of instances of each bag."""
+        return self.offsets.diff()
+
+    @property
+    def index(self) -> Int64[Tensor, "N"]:
+        """Return the bag of each instance."""
+        import torch
+
+        return torch.arange(len(self), device=self.offsets.device).repeat_interleave(self.lengths)
 
 
 @runtime_checkable

@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "stexpr"
 FLOORS = [
-    {"errors", "types"},
+    {"errors"},
+    {"types"},
     {"panel"},
     {"config"},
     {"data", "models"},
