@@ -4,8 +4,8 @@ Settings are those Ilse et al. 2018 chose for these sets, for every head and bot
 change them: layers of 256, 128 and 64, dropout 0.5, learning rate 5e-4, weight decay 0.005, 100 epochs; the last epoch is
 scored. Two departures, made beforehand for speed: Adam for SGD with momentum, and ten bags a step, not one.
 
-Not finished: attention alone was scored, FOX .565 +- .100 and TIGER .794 +- .075, below the published .615 and .839 less .03. Whatever
-setting is taken next is the second one tried, with these scores known, and its results have to say so.
+Not finished: attention alone was scored, FOX .565 +- .100 and TIGER .794 +- .075, below the published .615 and .839 less .03.
+Whatever setting is taken next is the second one tried, with these scores known, and its results have to say so.
 
 Command: python benchmarks/mil.py [fox.npz's folder]   (about 20 core minutes, on two cores; writes
 benchmarks/results/mil.json)

@@ -5,18 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_study import STUDY
 
 from stexpr.config import StudyConfig, load_study
-
-STUDY = """
-name: small
-cohort: {cohort}
-protocol: {{panel: {{n_main: 12, min_detection: 0.05}}, validation: {{fraction: 0.5}}}}
-input: {{window_px: 24}}
-model: {{kind: network, backbone: tiny}}
-training: {{epochs: 3, batch_size: 16, lr: 3e-3, warmup_epochs: 0.5}}
-runtime: {{device: cpu}}
-"""
 
 
 @pytest.fixture

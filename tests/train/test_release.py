@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_study import STUDY
 
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, ModelError
@@ -25,8 +26,6 @@ BY_LABEL = {"tiny": "model.auxiliary.weight=0", "tiny + aux": "model.auxiliary.w
 @pytest.fixture(scope="module")
 def runs(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All folds of two small models, and of the first a second seed, without the baselines."""
-    from conftest import STUDY
-
     from stexpr.config import load_study
 
     folder = tmp_path_factory.mktemp("release")
@@ -222,8 +221,6 @@ def test_what_is_not_one_study_is_refused(runs, tmp_path):
 
 
 def test_a_normalized_cohort_passes_its_stain_on(raw_cohort, tmp_path):
-    from conftest import STUDY
-
     from stexpr.config import load_study
     from stexpr.data.cards import load_card
     from stexpr.data.prepare import prepare
