@@ -122,7 +122,9 @@ def _intervals(model: LoadedModel) -> str:
 def _abstention(model: LoadedModel) -> str:
     if not model.has_reference:
         return "not told"
+    n = len(model.release.scores.get("test_patients") or ())
     words = "flagged where a patch lies far from the training patches"
+    words += f"; threshold set on patches of {n} held-out patient{'s' * (n != 1)}, so a new patient's stain may be flagged too"
     curve = model.release.risk_coverage
     if curve is None:
         return words

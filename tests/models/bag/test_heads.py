@@ -275,7 +275,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / bag
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
-def test_training_on_a_large_bag_needs_at_most_the_bag_again() -> None:
+def test_training_on_a_large_bag_needs_at_most_the_bag_again_where_malloc_gives_back_what_is_freed() -> None:
     # glibc otherwise keeps freed blocks of a few MB, and 1.6 bags stay resident though 0.7 are in use
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     done = subprocess.run([sys.executable, "-c", PEAK, "gated_attention"], capture_output=True, text=True, check=False, env=env)
