@@ -59,6 +59,9 @@ print(
 print(f"{done.n_foreign} patches are foreign to the model")
 
 # %%
+# So many are a false alarm: the tissue is of the kind the model knows, but the threshold was set on the patches of three
+# patients, and every patient of this cohort has a stain of its own. With few patients, read novelty as a ranking.
+#
 # The overview: tissue and grid, how foreign each patch is, and the genes whose prediction varies
 # most.
 

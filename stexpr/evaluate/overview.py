@@ -125,8 +125,12 @@ def _draw_scale_bar(axes: Any, width: float, height: float, mpp: float) -> None:
 def _draw_map(figure: Any, axes: Any, cells: Any, title: str) -> None:
     values, extent = cells
     known = values[np.isfinite(values)]
-    low, high = np.percentile(known, [1, 99]) if len(known) else (0.0, 1.0)
     axes.set_facecolor(_PAPER)
+    if not len(known):  # no scale either: there is no value to read off it
+        axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+        axes.set_title(f"{title}: withheld everywhere", fontsize=10, color=INK)
+        return
+    low, high = np.percentile(known, [1, 99])
     drawn = axes.imshow(values, extent=extent, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
     axes.set_title(title, fontsize=10, color=INK)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)

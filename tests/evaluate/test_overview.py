@@ -43,3 +43,15 @@ def test_a_model_that_cannot_tell_shows_no_novelty(tmp_path):
     figure = overview_figure(predict_slide(slide, model, tmp_path / "out.h5ad").read(["GENE1"]))
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["slide", "GENE1, predicted"]
     assert "foreign" not in figure.get_suptitle()
+
+
+def test_a_map_without_any_value_has_no_scale() -> None:
+    from matplotlib.figure import Figure
+
+    from stexpr.evaluate.overview import _draw_map
+
+    figure = Figure()
+    _draw_map(figure, figure.add_subplot(), (np.full((3, 4), np.nan), (0.0, 4.0, 3.0, 0.0)), "GENE1, predicted")
+    (axes,) = figure.axes  # no colorbar beside it
+    assert axes.get_title() == "GENE1, predicted: withheld everywhere"
+    assert axes.get_xlim() == (0.0, 4.0)
