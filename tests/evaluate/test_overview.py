@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from slides import slide_pixels, write_slide, write_slide_model
 
+from slides import slide_pixels, write_slide, write_slide_model
 from stexpr.evaluate.overview import overview_figure
 from stexpr.inference.slide import predict_slide
 
