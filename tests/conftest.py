@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
 from raw_sections import write_raw_cohort
 
 install_import_hook("stexpr", "beartype.beartype")

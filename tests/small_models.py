@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from raw_sections import write_raw_section
 
 GENES = ("G03", "G00", "G07", "G01")

@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
 from page_boards import make_board
 from planted_runs import make_predictions
-from small_models import small_model, small_section
 
+from small_models import small_model, small_section
 from stexpr import pl
 from stexpr.errors import DataError, GeneError, MetricError
 

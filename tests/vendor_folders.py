@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
 from vendor_files import write_matrix_folder, write_matrix_h5, write_spatial, write_tiff, write_transcripts
 
 _EOSIN = np.array([196.0, 138.0, 182.0])

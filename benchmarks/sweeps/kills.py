@@ -24,14 +24,13 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "train"))
-from sweeps import assert_same_results, workers_of  # noqa: E402
-
 from stexpr.config.sweep import load_sweep  # noqa: E402
 from stexpr.config.versions import versions  # noqa: E402
 from stexpr.data.cards import load_card  # noqa: E402
 from stexpr.data.prepare import prepare  # noqa: E402
 from stexpr.data.synthetic import write_synthetic  # noqa: E402
 from stexpr.train.sweep.plan import plan_sweep  # noqa: E402
+from sweeps import assert_same_results, workers_of  # noqa: E402
 
 BASE = """
 cohort: {cohort}

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import tifffile
 from PIL import Image
+
 from stexpr.data.synthetic_genes import draw_counts, plan_genes
 from stexpr.data.synthetic_image import Stain, draw
 from stexpr.data.synthetic_tissue import grow, measure_spots

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import squidpy as sq
-import stexpr
 from sklearn.metrics import adjusted_rand_score
+
+import stexpr
 from stexpr import choose_runs, export_runs
 from stexpr.data.readers import read_section
 from stexpr.data.synthetic import write_synthetic

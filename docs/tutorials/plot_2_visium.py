@@ -16,11 +16,11 @@ import warnings
 from pathlib import Path
 
 import scanpy as sc
+from made_visium import write_made_visium
+
 import stexpr
 from stexpr import choose_runs, export_runs
 from stexpr.data.synthetic import write_synthetic
-
-from made_visium import write_made_visium
 
 work = Path(os.environ.get("STEXPR_WORK", "stexpr-tutorials")) / "synthetic"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import squidpy as sq
+
 import stexpr
 from stexpr.data.synthetic import read_truth, write_synthetic
 from stexpr.evaluate.overview import overview_figure

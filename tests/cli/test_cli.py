@@ -15,9 +15,9 @@ import anndata
 import pytest
 import typer.main
 import yaml
+
 from hest_download import write_download
 from raw_sections import write_raw_cohort, write_raw_section
-
 from stexpr import cli
 from stexpr.config import BASELINES
 

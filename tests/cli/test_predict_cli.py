@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata
 import pytest
 from PIL import Image
+
 from slides import slide_pixels, write_slide, write_slide_model
 
 Run = Callable[..., tuple[int, str, str]]

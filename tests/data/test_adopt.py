@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hest_download import GENES, LEVEL0_MPP, WINDOW, write_download, write_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hest_download import GENES, LEVEL0_MPP, WINDOW, write_download, write_section
 from stexpr.config import AdoptConfig, load_study, settings_of
 from stexpr.data.adopt import NO_PATCH, NO_SPOT, TWICE, adopt
 from stexpr.data.cards import load_card

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from vendor_folders import make_tissue, write_space_ranger
 
 from stexpr.data.convert import ConvertConfig, convert, read_any
 from stexpr.data.images import ArrayImage
@@ -23,6 +22,7 @@ from stexpr.data.section import Section
 from stexpr.data.section_files import write_h5ad, write_hest
 from stexpr.data.spatialdata import write_spatialdata
 from stexpr.errors import ConfigError, DataError, ScaleError, StexprError
+from vendor_folders import make_tissue, write_space_ranger
 
 NAMES = st.text("abcXYZ019_-.", min_size=1, max_size=6)
 COLUMN = st.sampled_from(["score", "percent_mito", "cluster", "array_row", "region", "instance_id"])

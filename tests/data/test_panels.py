@@ -5,8 +5,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from raw_sections import write_raw_cohort
 
+from raw_sections import write_raw_cohort
 from stexpr.config import PanelConfig
 from stexpr.data.cards import load_card
 from stexpr.data.neighbors import neighbor_weights

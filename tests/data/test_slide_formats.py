@@ -5,9 +5,9 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slide_formats import WRITERS, write_dicom
 from slides import slide_pixels
-
 from stexpr.data import images, rasters, tiff
 from stexpr.data.images import open_image
 from stexpr.errors import DataError

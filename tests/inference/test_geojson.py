@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-from slides import slide_pixels, write_slide, write_slide_model
 
+from slides import slide_pixels, write_slide, write_slide_model
 from stexpr.inference.geojson import write_geojson
 from stexpr.inference.slide import predict_slide
 

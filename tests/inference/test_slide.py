@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from slides import GENES, MPP, WINDOW_PX, slide_pixels, write_slide, write_slide_model
 
+from slides import GENES, MPP, WINDOW_PX, slide_pixels, write_slide, write_slide_model
 from stexpr.data.synthetic_slide import BLOCK_PX, write_large_slide
 from stexpr.data.tiff import TiffRaster
 from stexpr.errors import ConfigError, DataError, DomainWarning, GeneError, ModelError, ScaleError

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from exported_models import PANEL, PROVENANCE, preprocessing_of, save
 from safetensors.torch import load_file, save_file
 
+from exported_models import PANEL, PROVENANCE, preprocessing_of, save
 from stexpr.errors import DataError, ModelError
 from stexpr.models.export import CARD, CONFIG, GENES, WEIGHTS, load_model
 from stexpr.panel import ExpressionTransform, GenePanel

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from exported_models import everything_beside, save, save_three
 
 import stexpr
+from exported_models import everything_beside, save, save_three
 from stexpr.errors import ModelError
 from stexpr.models.export import load_model
 from stexpr.models.export.encoder import Encoder, load_encoder

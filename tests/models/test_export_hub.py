@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported_models import everything_beside, save, save_three
-from hub_server import TOKEN, HubServer
 from huggingface_hub import constants
 
 import stexpr
+from exported_models import everything_beside, save, save_three
+from hub_server import TOKEN, HubServer
 from stexpr.errors import ModelError
 from stexpr.models.export import LoadedModel, load_model
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported_models import PANEL, everything_beside, save, save_three
 
+from exported_models import PANEL, everything_beside, save, save_three
 from stexpr.errors import DataError, ModelError
 from stexpr.models.backbones import create_backbone
 from stexpr.models.export import LoadedModel, load_model

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from exported_models import preprocessing_of, save
 from safetensors.torch import save_file
 
+from exported_models import preprocessing_of, save
 from stexpr.errors import DataError, ModelError
 from stexpr.models.export import load_model
 from stexpr.models.export.timm_folder import save_timm_backbone

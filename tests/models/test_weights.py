@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_server import HubServer, fill_cache
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 
+from hub_server import HubServer, fill_cache
 from stexpr.errors import ModelError
 from stexpr.models.backbones import create_backbone, own_input_px
 

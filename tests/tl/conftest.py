@@ -6,6 +6,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+
 from small_models import small_model, small_section
 
 

@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_models import GENES, WINDOW_PX, small_model, small_section
 
 import stexpr
+from small_models import GENES, WINDOW_PX, small_model, small_section
 from stexpr import tl
 from stexpr.data.images import open_image
 from stexpr.data.provenance import noted

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from small_models import WINDOW_PX, small_model
 
+from small_models import WINDOW_PX, small_model
 from stexpr.errors import ModelError
 from stexpr.tl.lazyslide import Encoder, ExpressionHead
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import pearsonr
-from small_models import GENES, small_model, small_section
 
+from small_models import GENES, small_model, small_section
 from stexpr import tl
 from stexpr.data.provenance import noted
 from stexpr.errors import DataError, DataWarning, GeneError

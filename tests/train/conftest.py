@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_study import STUDY
 
+from small_study import STUDY
 from stexpr.config import StudyConfig, load_study
 
 

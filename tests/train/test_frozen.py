@@ -13,7 +13,6 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sweeps import HereEngine, plan_of
 from timm.models._hub import save_for_hf
 
 from stexpr.config import BASELINES, FrozenConfig, StudyConfig
@@ -28,6 +27,7 @@ from stexpr.train.frozen import view_of
 from stexpr.train.study import run_study
 from stexpr.train.sweep.probe import estimate_seconds
 from stexpr.train.sweep.run import run_sweep
+from sweeps import HereEngine, plan_of
 
 Study = Callable[..., StudyConfig]
 COLORS = {"mean": (0.7, 0.5, 0.6), "std": (0.2, 0.2, 0.2)}

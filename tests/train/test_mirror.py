@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from wandb_server import KEY, StubRun, WandbServer
 
 from stexpr.config import StudyConfig
 from stexpr.errors import ConfigError
@@ -24,6 +23,7 @@ from stexpr.evaluate.records import read_record
 from stexpr.train.folder import write_config
 from stexpr.train.mirror_report import as_report, report_definition
 from stexpr.train.mirror_sync import find_runs
+from wandb_server import KEY, StubRun, WandbServer
 
 ONE_FOLD = """
 import sys

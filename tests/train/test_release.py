@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_study import STUDY
 
+from small_study import STUDY
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError, ModelError
 from stexpr.evaluate.records import read_predictions, read_record

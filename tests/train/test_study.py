@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from raw_sections import write_raw_cohort, write_raw_section
 from safetensors.numpy import load_file
-from wandb_files import assert_logged
 
+from raw_sections import write_raw_cohort, write_raw_section
 from stexpr.config import BASELINES, StudyConfig
 from stexpr.data.splits import read_folds
 from stexpr.data.store import PreparedCohort
@@ -25,6 +24,7 @@ from stexpr.evaluate.records import read_record
 from stexpr.train.evaluate import evaluate_runs
 from stexpr.train.folder import BusyError, exclusive, write_config
 from stexpr.train.study import run_study, study_folds
+from wandb_files import assert_logged
 
 Study = Callable[..., StudyConfig]
 

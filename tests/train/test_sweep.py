@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from sweeps import HereEngine, assert_same_results, plan_of, workers_of, write_sweep
 
 from stexpr.config import load_study
 from stexpr.engines.local import LocalEngine
@@ -24,6 +23,7 @@ from stexpr.train.sweep.job import write_failure
 from stexpr.train.sweep.plan import PLAN, sweeps_in
 from stexpr.train.sweep.run import missing_runs, run_sweep, stop_sweep
 from stexpr.train.sweep.states import sweep_status
+from sweeps import HereEngine, assert_same_results, plan_of, workers_of, write_sweep
 
 TWO_MODELS = {"grid": {"model.auxiliary.weight": [0, 1]}, "overrides": {"folds": [0, 1]}}
 ONE_RUN = {"overrides": {"folds": [0]}}

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from wandb_files import assert_logged
 
 from stexpr.config import StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.train.mirror import WandbMirror, log_board, run_name
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.train.wandb_client import in_words
+from wandb_files import assert_logged
 
 PER_GENE = pd.DataFrame({"gene": ["A", "B"], "pearson": [0.5, None]})
 

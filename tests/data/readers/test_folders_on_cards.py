@@ -7,12 +7,12 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from vendor_folders import make_tissue, write_space_ranger, write_visium_hd, write_xenium
 
 from stexpr.data.cards import load_card
 from stexpr.data.prepare import prepare
 from stexpr.data.readers import input_files, read_section
 from stexpr.errors import CardError, DataError
+from vendor_folders import make_tissue, write_space_ranger, write_visium_hd, write_xenium
 
 HEAD = {
     "name": "vendor",

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from PIL import Image
-from vendor_files import write_matrix_folder
-from vendor_folders import KnownTissue, make_tissue, write_space_ranger
 
 from stexpr.data.readers import read_folder
 from stexpr.errors import ConfigError, DataError, GeneError, ScaleError
+from vendor_files import write_matrix_folder
+from vendor_folders import KnownTissue, make_tissue, write_space_ranger
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from vendor_folders import make_tissue, write_visium_hd
 
 from stexpr.data.readers import read_folder
 from stexpr.errors import ConfigError, DataError, ScaleError
+from vendor_folders import make_tissue, write_visium_hd
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vendor_folders import XENIUM_MPP, make_tissue, write_xenium
 
 from stexpr.data.readers import read_folder
 from stexpr.data.readers.xenium import affine_scale, read_alignment, to_image
 from stexpr.errors import ConfigError, DataError, GeneError, ScaleError
+from vendor_folders import XENIUM_MPP, make_tissue, write_xenium
 
 
 @pytest.fixture(scope="module")
