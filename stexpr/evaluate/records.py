@@ -7,136 +7,47 @@ A run folder holds `config.yaml`, `metrics.jsonl`, `model/`, `predictions.h5ad`,
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
-from pydantic import Field, JsonValue, field_validator, model_validator
-
-from stexpr.config import Strict, content_hash, validated
+from stexpr.config import validated
 from stexpr.config.files import write_whole
 from stexpr.errors import ConfigError, DataError
+from stexpr.evaluate.run_record import FORMAT, SLIDES, Record, RunRecord, SlideRecord, Value
 
-__all__ = ["Record", "Run", "Runs", "Value", "read_predictions", "read_record", "read_records", "write_record"]
+__all__ = [
+    "Record",
+    "Run",
+    "RunRecord",
+    "Runs",
+    "SlideRecord",
+    "SlideRun",
+    "Value",
+    "read_any_record",
+    "read_predictions",
+    "read_record",
+    "read_records",
+    "write_record",
+]
 
-FORMAT: Final = 1
 RECORD = "record.json"
 PREDICTIONS = "predictions.h5ad"
 CONFIG = "config.yaml"
 FOLDS = "folds.json"
 MODEL = "model"
 
-Plain: TypeAlias = dict[str, JsonValue]
-
-
-class Value(Strict):
-    """One metric of one run; null where it is undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    interval: str | None = Field(None, description="what the interval covers, in words")
-
-
-class CohortRef(Strict):
-    """The prepared cohort a run read."""
-
-    name: str
-    hash: str
-    patients: tuple[str, ...]
-    details: Plain = Field({}, description="species, tissue, technology, mpp, window_px … as the board prints them")
-
-
-class FoldRef(Strict):
-    """Which patients were tested, and how the number of epochs was chosen without them."""
-
-    index: int = Field(ge=0)
-    test_patients: tuple[str, ...] = Field(min_length=1)
-    validation: str = Field(description="the rule used: patient, section, block, epochs, test or none")
-
-
-class PanelRef(Strict):
-    """The genes of one fold."""
-
-    hash: str
-    rule: str
-    scope: str
-    n_main: int = Field(ge=1)
-    n_auxiliary: int = Field(ge=0)
-
-
-class Counts(Strict):
-    """How much was tested."""
-
-    patients: int = Field(ge=1)
-    sections: int = Field(ge=1)
-    spots: int = Field(ge=2)
-    genes: int = Field(ge=1)
-
-
-class Epochs(Strict):
-    """How long a network trained."""
-
-    planned: int
-    chosen: int
-
-
-class Record(Strict):
-    """One fold of one study: identity, provenance and results, with no path and no environment in it.
-
-    `model_label` names a line of the leaderboard: runs that share it must share `model` and `settings` and may differ in
-    `seed` and fold only. `settings` holds every other choice outside the protocol that changes a number (input, training).
-    """
-
-    format: Literal[1] = FORMAT
-    task: str = "spot_expression"
-    study: str
-    model_label: str = Field(min_length=1)
-    kind: Literal["network", "baseline", "reference"]
-    model: Plain
-    settings: Plain = {}
-    protocol: Plain
-    protocol_hash: str
-    cohort: CohortRef
-    split_hash: str
-    fold: FoldRef
-    panel: PanelRef
-    config_hash: str
-    seed: int = Field(ge=0)
-    n: Counts
-    epochs: Epochs | None = None
-    parameters: int | None = None
-    values: dict[str, Value]
-    scoring: Plain = Field({}, description="replicates, repeats and seed of the random parts of the score")
-    notes: tuple[str, ...] = ()
-    execution: Plain = Field({}, description="processes, threads of each, and accumulation: parts each batch was processed in")
-    wall_time_s: float = Field(ge=0)
-    device: str
-    versions: dict[str, str]
-    created: str = Field(description="UTC, ISO 8601")
-
-    @field_validator("model")
-    @classmethod
-    def _model_kind(cls, value: Plain) -> Plain:
-        if not isinstance(value.get("kind"), str):
-            raise ValueError("the model needs a `kind`, such as network or training_mean")
-        return value
-
-    @model_validator(mode="after")
-    def _hash_belongs(self) -> "Record":
-        if content_hash(self.protocol) != self.protocol_hash:
-            raise ValueError("protocol_hash is not the content hash of protocol: the record was edited")
-        return self
-
-    @property
-    def settings_hash(self) -> str:
-        """Identify model and settings, whatever the seed and fold."""
-        return content_hash({"model": self.model, "settings": self.settings})
-
 
 class Run(NamedTuple):
-    """A finished run: its folder and its record."""
+    """A finished run of a study of spots: its folder and its record."""
 
     folder: Path
     record: Record
+
+
+class SlideRun(NamedTuple):
+    """A finished run of a study of slides: its folder and its record."""
+
+    folder: Path
+    record: SlideRecord
 
 
 @dataclass(frozen=True)
@@ -145,6 +56,7 @@ class Runs:
 
     complete: tuple[Run, ...]
     incomplete: tuple[tuple[Path, str], ...]
+    slides: tuple[SlideRun, ...] = ()
 
     def separated(self) -> dict[tuple[str, str, str, str], list[Run]]:
         """Group the finished runs by task, protocol, cohort and split; only runs of one group may share a table."""
@@ -180,7 +92,7 @@ def read_predictions(folder: Path, *, backed: bool = False) -> Any:
         raise DataError(f"{path} cannot be read ({err}); delete the folder and train again") from err
 
 
-def write_record(folder: Path, record: Record) -> Path:
+def write_record(folder: Path, record: RunRecord) -> Path:
     """Write `record.json` into a run folder, whole or not at all; call it last.
 
     Raises:
@@ -192,7 +104,19 @@ def write_record(folder: Path, record: Record) -> Path:
 
 
 def read_record(folder: Path) -> Record:
-    """Read the record of one run.
+    """Read the record of one run of a study of spots.
+
+    Raises:
+        DataError: The file is missing, not a record, of a newer stexpr, or of a study of slides.
+    """
+    record = read_any_record(folder)
+    if not isinstance(record, Record):
+        raise DataError(f"{folder} is a run of a study of slides, which has no spots; give one of a study of spots")
+    return record
+
+
+def read_any_record(folder: Path) -> Record | SlideRecord:
+    """Read the record of one run of any study.
 
     Raises:
         DataError: The file is missing, not a record, or of a newer stexpr.
@@ -211,8 +135,9 @@ def read_record(folder: Path) -> Record:
         raise DataError(f"{path} is not a record of stexpr: it states no format")
     if version > FORMAT:
         raise DataError(f"{path} has format {version}, this stexpr reads up to {FORMAT}; install a newer stexpr")
+    kind = SlideRecord if values.get("task") == SLIDES else Record
     try:
-        return cast(Record, validated(Record, values, str(path)))
+        return cast(Record | SlideRecord, validated(kind, values, str(path)))
     except ConfigError as err:
         raise DataError(f"not a valid record: {err}") from err
 
@@ -224,7 +149,7 @@ def read_records(folder: Path) -> Runs:
         folder: Such as `runs/`, whose subfolders are runs. Folders whose names start with a dot are not runs.
 
     Returns:
-        Finished runs, and unfinished or unreadable ones with the reason.
+        Finished runs of either kind, and unfinished or unreadable ones with the reason.
 
     Raises:
         DataError: The folder does not exist or holds no run.
@@ -232,12 +157,18 @@ def read_records(folder: Path) -> Runs:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; give the folder that holds the runs, such as runs/")
     complete: list[Run] = []
+    slides: list[SlideRun] = []
     incomplete: list[tuple[Path, str]] = []
     for run in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         try:
-            complete.append(Run(run, read_record(run)))
+            record = read_any_record(run)
         except DataError as err:
             incomplete.append((run, str(err)))
-    if not complete and not incomplete:
+            continue
+        if isinstance(record, SlideRecord):
+            slides.append(SlideRun(run, record))
+        else:
+            complete.append(Run(run, record))
+    if not complete and not slides and not incomplete:
         raise DataError(f"{folder} holds no run; make some with stexpr train")
-    return Runs(tuple(complete), tuple(incomplete))
+    return Runs(tuple(complete), tuple(incomplete), tuple(slides))

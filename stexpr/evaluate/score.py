@@ -28,7 +28,7 @@ from stexpr.evaluate.aggregate import (
 )
 from stexpr.evaluate.gene_scores import Unit, gene_table, transform_of
 from stexpr.evaluate.intervals import REPLICATES, block_replicates, patient_interval, spatial_blocks
-from stexpr.evaluate.records import Counts, Value
+from stexpr.evaluate.run_record import Counts, Value
 from stexpr.evaluate.spatial_null import MOST_SPOTS
 from stexpr.types import COUNTS, MEASURED
 
