@@ -7,6 +7,7 @@ Dimension key of every shape annotation in this package:
     H, W  patch height and width in px                  R  bootstrap replicates
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -132,6 +133,57 @@ class BagBatch:
         import torch
 
         return torch.arange(len(self), device=self.offsets.device).repeat_interleave(self.lengths)
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """Something of each patch of a bag, read when it is needed."""
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        ...
+
+    def read(self) -> Tensor:
+        """Read it, a row per patch."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatientBatch:
+    """One step's patients: their bags, read only when they are needed, and what is known of them.
+
+    Attributes:
+        bags: Instances of each bag, features (N x D) or patches (N x 3 x H x W), on the device of the rest.
+        patient: Row of the patient whose bag it is, ascending; every patient has one.
+        targets: For each objective, one row per patient, as the objective wants it.
+        covariates: Of each patient, standardized; without columns where none are used.
+        patch_targets: Labels of the instances of each bag, NaN where unknown; empty where patches have none.
+    """
+
+    bags: tuple[Stored, ...]
+    patient: Int64[Tensor, "_"]
+    targets: "tuple[Tensor, ...]"
+    covariates: Float32[Tensor, "P _"]
+    patch_targets: tuple[Stored, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.covariates)
+
+    def rows(self, start: int, stop: int) -> "PatientBatch":
+        """Return some patients, neighbors in the batch."""
+        first, last = (int((self.patient < row).sum()) for row in (start, stop))
+        return PatientBatch(
+            self.bags[first:last],
+            self.patient[first:last] - start,
+            tuple(target[start:stop] for target in self.targets),
+            self.covariates[start:stop],
+            self.patch_targets[first:last],
+        )
+
+    def split(self, n: int) -> "tuple[PatientBatch, ...]":
+        """Return the batch in `n` parts of nearly equal numbers of patients, in their order."""
+        edges = [round(i * len(self) / n) for i in range(n + 1)]
+        return tuple(self.rows(start, stop) for start, stop in itertools.pairwise(edges))
 
 
 @runtime_checkable

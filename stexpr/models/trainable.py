@@ -32,6 +32,17 @@ class TrainableModel(nn.Module, abc.ABC):
         """Whether the loss of a batch is more than a mean over its examples, so that parts of a batch have another."""
         return False
 
+    @property
+    def goes_in_parts(self) -> bool:
+        """Whether the model takes a batch apart by itself, and has a `gradient` for it."""
+        return False
+
+    def gradient(self, batch: Any) -> Loss:
+        """Add the gradient of the loss of a batch to the parameters, and return the loss, detached."""
+        loss = self.loss(batch)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        return loss
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return parameters for an optimizer: matrices and kernels decay; biases, scales and dispersions do not."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -50,7 +50,11 @@ class Step:
         processes: Processes,
         accumulation: Accumulation,
     ) -> None:
-        if model.couples_examples and (processes.size > 1 or accumulation.parts > 1):
+        if model.goes_in_parts and processes.size > 1:
+            raise TrainingError(
+                f"{processes.size} processes cannot share the training of a slide head; start one, and let a sweep run several"
+            )
+        if model.couples_examples and not model.goes_in_parts and (processes.size > 1 or accumulation.parts > 1):
             shared = f"{processes.size} processes share" if processes.size > 1 else f"{accumulation.parts} parts make up"
             raise TrainingError(
                 f"the loss correlates over the batch, which {shared}: each would train another loss; take "
@@ -92,6 +96,10 @@ class Step:
             except (RuntimeError, MemoryError) as err:
                 if not out_of_memory(err):
                     raise
+                if self.model.goes_in_parts:
+                    raise TrainingError(
+                        "out of memory with the bags of one patient; set training.patches to draw some"
+                    ) from err
                 self._take_less(total // self.processes.size, err)
             self.optimizer.zero_grad(set_to_none=True)
             release_memory()
@@ -104,6 +112,9 @@ class Step:
     def _gradient(self, batch: Any, total: int, number: int, seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.model.goes_in_parts:
+            whole = self.model.gradient(batch)
+            return {"loss": whole.total, **whole.parts}
         # every process takes equally many parts, because synchronized batch normalization waits for each of them
         n = min(self.accumulation.parts, total // self.processes.size)
         losses: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ labels, and `Loss.denominator` is their number, so that losses of parts of a bat
 """
 
 import abc
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,15 @@ class BagObjective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def predict(self, output: Float[Tensor, "B K"]) -> Tensor:
         """Return what a person reads: probabilities, a fraction, or probabilities of classes."""
+
+    def averaged(self, output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
+        """Return the output of a slide from those of its patches: what its `predict` gives is the mean of theirs."""
+        return output.mean(dim=0)
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the loss of a batch is more than a mean over its examples."""
+        return False
 
 
 class MultiLabel(BagObjective):
@@ -78,6 +88,10 @@ class MultiLabel(BagObjective):
         """Return probabilities; those of weighted labels are too high where positives are rare, until calibrated."""
         return output.float().sigmoid()
 
+    def averaged(self, output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
+        """Return the logit of the mean probability."""
+        return _logit_of_mean(output)
+
 
 class Fraction(BagObjective):
     """A share in [0, 1], such as Ki67: squared error behind a logit link."""
@@ -100,6 +114,52 @@ class Fraction(BagObjective):
     def predict(self, output: Float[Tensor, "B 1"]) -> Float[Tensor, "B"]:
         """Return fractions."""
         return output[:, 0].float().sigmoid()
+
+    def averaged(self, output: Float[Tensor, "N 1"]) -> Float[Tensor, "1"]:
+        """Return the logit of the mean fraction."""
+        return _logit_of_mean(output)
+
+
+class Continuous(BagObjective):
+    """Any numbers, such as expression signatures: squared error after standardization.
+
+    Args:
+        mean: Of each number over the training patients.
+        sd: Likewise.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, mean: Float[Tensor, "K"], sd: Float[Tensor, "K"]) -> None:
+        super().__init__()
+        self.n_outputs = len(mean)
+        self.register_buffer("mean", mean)
+        self.register_buffer("sd", sd)
+
+    @classmethod
+    def fit(cls, target: Float[Tensor, "P K"], names: Sequence[str]) -> "Continuous":
+        """Standardize on training patients.
+
+        Raises:
+            ModelError: Numbers that do not vary, by name.
+        """
+        mean = target.nanmean(dim=0)
+        sd = (target - mean).square().nanmean(dim=0).sqrt()
+        constant = [name for name, value in zip(names, sd.tolist(), strict=True) if not value > 0]
+        if constant:
+            raise ModelError(f"all training values are equal or missing for {', '.join(constant)}; leave them out of the study")
+        return cls(mean, sd)
+
+    def loss(self, output: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Loss:
+        """Return the mean squared error in SDs."""
+        observed = target.isfinite()
+        standardized = ((target - self.mean) / self.sd).nan_to_num(0.0)
+        return _mean((output.float() - standardized).square(), observed, "squared_error")
+
+    def predict(self, output: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Return numbers in their own unit."""
+        return output.float() * self.sd + self.mean
 
 
 class MultiClass(BagObjective):
@@ -142,6 +202,10 @@ class MultiClass(BagObjective):
         """Return probabilities."""
         return output.float().softmax(dim=1)
 
+    def averaged(self, output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
+        """Return the logarithm of the mean probabilities."""
+        return output.float().log_softmax(dim=1).logsumexp(dim=0) - math.log(len(output))
+
 
 class Ordinal(BagObjective):
     """Classes in an order, such as a grade: one score and a threshold between each class and the next; -1 is missing.
@@ -177,6 +241,12 @@ class Ordinal(BagObjective):
         above = (output.float() - self.thresholds()).sigmoid()  # (B, C - 1)
         ends = above.new_ones(len(above), 1), above.new_zeros(len(above), 1)
         return torch.cat([ends[0], above], dim=1) - torch.cat([above, ends[1]], dim=1)
+
+
+def _logit_of_mean(output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
+    """In logarithms, so that a mean near 0 or 1 keeps its digits."""
+    values = output.float()
+    return functional.logsigmoid(values).logsumexp(dim=0) - functional.logsigmoid(-values).logsumexp(dim=0)
 
 
 def _mean(each: Tensor, observed: Tensor, name: str) -> Loss:

@@ -3,8 +3,6 @@
 `event` is True where the event was observed, False where the patient left the study before.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -13,14 +11,13 @@ from torch.nn import functional
 from stexpr.errors import DataError, ModelError
 from stexpr.models.bag.objectives import BagObjective
 from stexpr.models.trainable import Loss
-from stexpr.types import BagBatch
 
 
 def cox_loss(log_hazard: Float[Tensor, "P"], time: Float[Tensor, "P"], event: Bool[Tensor, "P"]) -> Float[Tensor, ""]:
     """Return the negative log partial likelihood for each event, ties after Efron.
 
-    The loss couples patients: that of a cohort is not the sum of those of its batches (see `cox_gradient`). Computed in
-    double precision relative to the largest log hazard, which cancels, so that no hazard overflows.
+    The loss couples patients: that of a cohort is not the sum of those of its batches (see `stexpr.models.bag.exact`).
+    Computed in double precision relative to the largest log hazard, which cancels, so that no hazard overflows.
 
     Args:
         log_hazard: What the head gives.
@@ -52,51 +49,6 @@ def cox_loss(log_hazard: Float[Tensor, "P"], time: Float[Tensor, "P"], event: Bo
     return -log_likelihood.mean().to(log_hazard.dtype)
 
 
-def cox_gradient(
-    log_hazard: Callable[[BagBatch], Float[Tensor, "B"]],
-    batches: Sequence[BagBatch],
-    time: Float[Tensor, "P"],
-    event: Bool[Tensor, "P"],
-) -> Float[Tensor, ""]:
-    """Add the gradient of a whole cohort's Cox loss to the parameters, one batch in memory at a time.
-
-    First all log hazards without gradient, then the derivative of the loss by each of them, then every batch again with
-    its own derivatives. Random numbers are drawn alike both times, so the gradient is exact with dropout as well; it is not
-    with batch normalization in training, which couples the bags of a batch.
-
-    Args:
-        log_hazard: The head, or encoder and head; gives one number for each bag.
-        batches: All bags of the cohort; read twice.
-        time: Of the patients, in the order of the bags.
-        event: True where observed.
-
-    Returns:
-        The loss of the cohort, detached; gradients are added to `.grad`, as by `backward`.
-
-    Raises:
-        DataError: No event, a time that is not positive, or not one patient for each bag.
-    """
-    sizes = [len(batch) for batch in batches]
-    if sum(sizes) != len(time):
-        raise DataError(f"{sum(sizes):,} bags but {len(time):,} patients; join or leave out bags so that each patient has one")
-    states, first = [], []
-    devices = sorted({batch.instances.device for batch in batches if batch.instances.is_cuda}, key=str)
-    with torch.no_grad():
-        for batch in batches:
-            states.append((torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]))
-            first.append(log_hazard(batch))
-    leaf = torch.cat(first).requires_grad_()
-    loss = cox_loss(leaf, time, event)
-    (slopes,) = torch.autograd.grad(loss, leaf)
-    with torch.random.fork_rng(devices=devices):
-        for batch, slope, (state, device_states) in zip(batches, torch.split(slopes, sizes), states, strict=True):
-            torch.set_rng_state(state)
-            for device, device_state in zip(devices, device_states, strict=True):
-                torch.cuda.set_rng_state(device_state, device)
-            torch.autograd.backward(log_hazard(batch), slope)
-    return loss.detach()
-
-
 def check_survival(time: Float[Tensor, "P"], event: Bool[Tensor, "P"]) -> None:
     """Refuse what has no likelihood.
 
@@ -110,6 +62,65 @@ def check_survival(time: Float[Tensor, "P"], event: Bool[Tensor, "P"]) -> None:
         )
     if not bool(event.any()):
         raise DataError(f"none of {len(event):,} patients has an event; a Cox loss needs at least one in each batch")
+
+
+class Cox(BagObjective):
+    """One log hazard, by Cox's partial likelihood over all patients of a batch."""
+
+    n_outputs = 1
+
+    def loss(self, output: Float[Tensor, "B 1"], target: Float[Tensor, "B 2"]) -> Loss:
+        """Return the loss of `cox_loss`.
+
+        Args:
+            output: Log hazards.
+            target: Time and event (1 observed, 0 censored) of each patient; NaN where unknown.
+
+        Raises:
+            DataError: No patient of the batch has an event.
+        """
+        known = target[:, 0].isfinite()
+        n_events = int((target[known, 1] == 1).sum())
+        total = cox_loss(output[known, 0].float(), target[known, 0], target[known, 1] == 1)
+        return Loss(total, {"likelihood": total.detach()}, n_events)
+
+    def predict(self, output: Float[Tensor, "B 1"]) -> Float[Tensor, "B"]:
+        """Return log hazards."""
+        return output[:, 0].float()
+
+    @property
+    def couples_examples(self) -> bool:
+        """Every event is compared with all patients at risk."""
+        return True
+
+
+def baseline_hazard(
+    log_hazard: Float[Tensor, "P"], time: Float[Tensor, "P"], event: Bool[Tensor, "P"], horizons: Float[Tensor, "T"]
+) -> Float[Tensor, "T"]:
+    """Estimate the cumulative hazard of a patient of log hazard 0 from training patients.
+
+    Survival of another patient beyond a horizon is exp(-baseline * exp(log hazard)).
+
+    Args:
+        log_hazard: Of the training patients.
+        time: Until event or end of follow-up.
+        event: True where observed.
+        horizons: Times asked for.
+
+    Raises:
+        DataError: No event, or a time that is not positive.
+
+    Reference:
+        Breslow 1972.
+    """
+    check_survival(time, event)
+    order = time.argsort(descending=True)
+    at_risk = log_hazard.double()[order].exp().cumsum(0)
+    ordered = time[order]
+    # everyone who leaves at a time is at risk at it
+    last = torch.searchsorted(-ordered, -ordered, right=True) - 1
+    steps = torch.where(event[order], 1 / at_risk[last], torch.zeros_like(at_risk))
+    return torch.stack([steps[ordered <= horizon].sum() for horizon in horizons]).to(log_hazard.dtype)
 
 
 class DiscreteTime(BagObjective):
@@ -172,3 +183,14 @@ class DiscreteTime(BagObjective):
     def predict(self, output: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Return the probability to survive each interval and those before."""
         return functional.logsigmoid(-output.float()).cumsum(dim=1).exp()
+
+    def log_hazard(self, output: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
+        """Return one risk for each patient: the logarithm of the cumulative hazard up to the last bound."""
+        total = functional.logsigmoid(-output.float())[:, : max(self.n_outputs - 1, 1)].sum(dim=1)
+        return (-total).clamp_min(torch.finfo(total.dtype).tiny).log()
+
+    def survival(self, output: Float[Tensor, "B K"], horizons: Float[Tensor, "T"]) -> Float[Tensor, "B T"]:
+        """Return survival beyond each horizon: that of the intervals which ended by then."""
+        after = self.predict(output)
+        ended = torch.bucketize(horizons, self.bounds, right=True)  # bounds at or before the horizon
+        return torch.cat([after.new_ones(len(after), 1), after], dim=1)[:, ended]
