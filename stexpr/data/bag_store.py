@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
-from stexpr.data.bags import Bag, read_bag
+from stexpr.config import content_hash
+from stexpr.data.bags import Bag, Instances, read_bag
 from stexpr.data.tables import named
 from stexpr.errors import DataError, nearest
 
@@ -18,6 +20,7 @@ class BagStore:
         path: The folder.
         bags: Slide -> bag, by name.
         width: Features of every patch.
+        genes: Of every bag's expression, in its order; empty where no bag holds expression.
     """
 
     def __init__(self, path: Path, bags: Mapping[str, Bag]) -> None:
@@ -27,9 +30,12 @@ class BagStore:
             )
         _agree(bags, "features per patch", {slide: str(bag.width) for slide, bag in bags.items()})
         _agree(bags, "encoder", {slide: bag.encoder for slide, bag in bags.items() if bag.encoder is not None})
+        _agree(bags, "genes of the predicted expression", {slide: _genes_in_words(bag) for slide, bag in bags.items()})
         self.path = path
         self.bags = dict(bags)
-        self.width = next(iter(self.bags.values())).width
+        first = next(iter(self.bags.values()))
+        self.width = first.width
+        self.genes = first.genes
 
     @classmethod
     def open(cls, path: str | Path, slides: Iterable[str] | None = None) -> "BagStore":
@@ -60,6 +66,28 @@ class BagStore:
         if slide not in self.bags:
             raise DataError(f"slide {slide!r} has no bag in {self.path}; {nearest(slide, self.bags)}")
         return self.bags[slide]
+
+    def width_of(self, instances: Instances) -> int:
+        """Return how many numbers stand for a patch, in every bag.
+
+        Raises:
+            DataError: A bag does not hold these instances, or they differ in number.
+        """
+        _agree(self.bags, f"{instances} per patch", {slide: str(bag.width_of(instances)) for slide, bag in self.bags.items()})
+        return next(iter(self.bags.values())).width_of(instances)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of everything the bags hold, of their encoder and scale, whatever folder they lie in.
+
+        Bags that stexpr wrote carry the hash of their rows; other files are read for it, whole.
+        """
+        said = {slide: [bag.hash(), bag.mpp, bag.patch_px, bag.side, bag.encoder] for slide, bag in self.bags.items()}
+        return content_hash(said)
+
+
+def _genes_in_words(bag: Bag) -> str:
+    return f"{len(bag.genes):,} ({content_hash(bag.genes)[:8]})" if bag.genes else "none"
 
 
 def _agree(bags: Mapping[str, Bag], what: str, held: Mapping[str, str | None]) -> None:

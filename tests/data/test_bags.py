@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stexpr.data.bag_store import BagStore
-from stexpr.data.bags import read_bag, write_bag
+from stexpr.data.bags import BagRows, read_bag, write_bag
 from stexpr.errors import DataError
 
 HOW = {"mpp": 0.5, "patch_px": 224, "side": 448.0, "encoder": "abc"}
@@ -221,3 +222,138 @@ def test_200_000_patches_stream_in_the_memory_of_a_few(tmp_path):
     tracemalloc.stop()
     assert total == bag.n == n
     assert peak < n * width * 2 / 4
+
+
+GENES = ("KRT5", "MKI67", "ERBB2")
+
+
+def full_rows(n: int, seed: int = 0) -> BagRows:
+    rng = np.random.default_rng(seed)
+    halves = (rng.normal(size=(n, width)).astype(np.float16) for width in (5, len(GENES), 12))
+    values, expression, color = halves
+    return BagRows(values, corners(n), expression, color, rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8))
+
+
+def cut(rows: BagRows, step: int) -> Iterator[BagRows]:
+    for i in range(0, len(rows.coords), step):
+        yield BagRows(*(None if part is None else part[i : i + step] for part in rows))
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 40), step=st.integers(1, 50), rows=st.integers(1, 50), data=st.data())
+def test_all_that_stands_for_a_patch_goes_round_however_it_is_cut(n, step, rows, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bag") / "s.h5"
+    whole = full_rows(n)
+    made = {"slide": {"file": "s.svs"}}
+    how = {"level0_mpp": 0.25, "size_px": (90, 60), "provenance": made}
+    bag = write_bag(path, cut(whole, step), **HOW, genes=GENES, **how)
+    assert (bag.genes, bag.level0_mpp, bag.size_px, bag.provenance) == (GENES, 0.25, (90, 60), made)
+    assert bag.content == write_bag(path, [whole], **HOW, genes=GENES).content
+    both = np.concatenate([whole.features, whole.expression], axis=1)
+    index = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1)))), dtype=np.int64)
+    for instances, values in {
+        "features": whole.features,
+        "expression": whole.expression,
+        "both": both,
+        "color": whole.color,
+    }.items():
+        assert bag.has(instances)
+        assert bag.width_of(instances) == values.shape[1]
+        np.testing.assert_array_equal(bag.features(instances), values)
+        np.testing.assert_array_equal(np.concatenate(list(bag.chunks(rows, instances))), values)
+        np.testing.assert_array_equal(bag.read(index, instances), values[index])
+    np.testing.assert_array_equal(bag.patches(index), whole.patches[index])
+
+
+def test_rows_far_apart_are_read_over_the_borders_of_stored_pieces(tmp_path):
+    values = features(1000)
+    bag = read_bag(written(tmp_path / "s.h5", values))
+    for index in ([0, 255, 256, 999], [3], list(range(1000)), [511, 512, 767]):
+        np.testing.assert_array_equal(bag.read(np.array(index)), values[index])
+    for index in ([3, 3], [4, 2], [-1], [1000]):
+        with pytest.raises(DataError, match="each once, in rising order, from 0 to 999"):
+            bag.read(np.array(index))
+
+
+def test_what_a_bag_lacks_is_asked_for_by_name(tmp_path):
+    bag = read_bag(written(tmp_path / "s.h5", features()))
+    assert (bag.genes, bag.has("features"), bag.has("both"), bag.has("color"), bag.has("patches")) == ((), True, *[False] * 3)
+    for instances in ("expression", "both"):
+        with pytest.raises(DataError, match=r"slide s .* holds no expression; stexpr slides embed --expression writes it"):
+            bag.features(instances)
+    with pytest.raises(DataError, match="holds no color"):
+        bag.width_of("color")
+    with pytest.raises(DataError, match="no patches; stexpr slides embed --patches"):
+        bag.patches(np.array([0]))
+
+
+def test_rows_that_do_not_go_together_are_not_written(tmp_path):
+    rows = full_rows(4)
+    nan = np.full((4, 3), np.nan, np.float32)
+    for chunks, genes, message in (
+        ([rows], GENES[:2], "2 different genes are named for expression of 3"),
+        ([rows], (*GENES[:2], GENES[0]), "2 different genes are named for expression of 3"),
+        ([(rows.features, rows.coords)], GENES, "3 different genes are named for expression of 0"),
+        ([rows, rows._replace(color=None)], GENES, "color, .* at first and coords, expression, features, patches later"),
+        ([rows._replace(expression=nan)], GENES, "slide s has expression that are not finite .* first in patch 0"),
+        ([rows._replace(color=rows.color[:2])], GENES, "color of 2 patches does not go with 4 coordinates"),
+        ([rows, rows._replace(patches=rows.patches[:, :4])], GENES, "8x8x3 patches at first and 4x8x3 later"),
+    ):
+        with pytest.raises(DataError, match=message):
+            write_bag(tmp_path / "s.h5", chunks, **HOW, genes=genes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_agrees_in_genes_and_hashes_what_it_holds(tmp_path):
+    for slide in "ab":
+        write_bag(tmp_path / f"{slide}.h5", [full_rows(4)], **HOW, genes=GENES)
+    store = BagStore.open(tmp_path)
+    assert (store.genes, store.width_of("both"), store.width_of("color")) == (GENES, 8, 12)
+    assert len({store.hash, BagStore.open(tmp_path, ["a"]).hash}) == 2
+    moved = tmp_path / "moved"
+    for slide in "ab":
+        write_bag(moved / f"{slide}.h5", cut(full_rows(4), 3), **HOW, genes=GENES, provenance={"seconds": 2.0})
+    assert BagStore.open(moved).hash == store.hash
+    write_bag(moved / "b.h5", [full_rows(4, seed=1)], **HOW, genes=GENES)
+    assert BagStore.open(moved).hash != store.hash
+    write_bag(moved / "b.h5", [full_rows(4)], **HOW, genes=GENES[::-1])
+    with pytest.raises(DataError, match=r"differ in genes of the predicted expression: 3 \(.*\) in 1 of 2, 3 \(.*\) in slide"):
+        BagStore.open(moved)
+    written(moved / "b.h5", features(4))
+    with pytest.raises(DataError, match="none in slide b"):
+        BagStore.open(moved)
+
+
+def test_files_of_others_are_hashed_whole(tmp_path):
+    hashes = set()
+    for i, values in enumerate((features(7), features(7), features(8))):
+        (tmp_path / str(i)).mkdir()
+        foreign(tmp_path / str(i) / "a.h5", "features", values).close()
+        hashes.add(BagStore.open(tmp_path / str(i)).hash)
+    assert len(hashes) == 2
+
+
+def test_damaged_arrays_beside_the_features_are_refused(tmp_path):
+    for key, values in {"expression": np.zeros((4, 2), np.float16), "patches": np.zeros((3, 8, 8, 3), np.uint8)}.items():
+        path = tmp_path / f"{key}.h5"
+        write_bag(path, [full_rows(4)], **HOW, genes=GENES)
+        with h5py.File(path, "a") as file:
+            del file[key]
+            file[key] = values
+        with pytest.raises(DataError, match=f"slide {key}: {key} in .* expected"):
+            read_bag(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["provenance"] = "{"
+    with pytest.raises(DataError):
+        read_bag(path)
+
+
+def test_reading_a_large_bag_takes_the_memory_of_the_bag(tmp_path):
+    n, width = 20_000, 256
+    values = features(n, width)
+    bag = read_bag(written(tmp_path / "s.h5", values))
+    tracemalloc.start()
+    bag.features()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * values.nbytes
