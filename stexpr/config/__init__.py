@@ -109,6 +109,7 @@ class RuntimeConfig(Strict):
     device: str = "auto"
     workers: int = Field(0, ge=0, description="loader processes, used only when patches stay on disk")
     patches_in_memory: bool = True
+    bags_in_memory_gb: float = Field(4.0, ge=0, description="of a slide study: bags kept in memory, the others are read again")
     download: bool = Field(False, description="fetch weights of a named backbone that are not in huggingface_hub's cache")
     tracker: Literal["jsonl", "wandb"] = Field("jsonl", description="metrics.jsonl is always written; wandb mirrors it")
     wandb_project: str = "stexpr"

@@ -153,6 +153,12 @@ class RunRecord(Strict):
     def main_value(self) -> tuple[str, float | None]:
         """Name and value of the score that a status line shows."""
 
+    @property
+    def in_words(self) -> str:
+        """The main value for a status line."""
+        name, value = self.main_value
+        return f"{name} undefined" if value is None else f"{name} {value:.3f}"
+
 
 class Record(RunRecord):
     """One fold of a study of spots."""

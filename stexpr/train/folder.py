@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 
 import yaml
 
-from stexpr.config import StudyConfig
+from stexpr.config import Strict
 from stexpr.config.files import write_whole
 from stexpr.errors import TrainingError
 from stexpr.evaluate.records import CONFIG as CONFIG
@@ -133,7 +133,7 @@ def _named(holder: dict[str, Any] | None) -> str:
     return f"process {holder['process']} on {holder['host']}" if holder else "another process"
 
 
-def write_config(path: Path, config: StudyConfig) -> None:
+def write_config(path: Path, config: Strict) -> None:
     """Write the resolved study as YAML."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))

@@ -212,7 +212,7 @@ class Fit(Generic[Model]):
             share = Share(self.processes.start(total), total)
             batch = self.augment(batch, self._generator(epoch, step, device=self.device), share)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(epoch, step)
+                group["lr"] = self.learning_rate(epoch, step) * group.get("lr_scale", 1.0)
             # dropout differs between processes, as it does between the rows of a batch
             seed = self._seed(epoch, step, *([rank] if rank else []))
             losses = self._step.take(batch, total=total, number=epoch * self.steps_per_epoch + step, seed=seed)

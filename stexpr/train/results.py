@@ -214,14 +214,14 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "notes": tuple(notes),
             "execution": trained.execution if trained else {},
             "wall_time_s": round(seconds, 3),
-            "device": device_name(config) if trained else "cpu",
+            "device": device_name(config.runtime.device) if trained else "cpu",
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
 
 
-def device_name(config: StudyConfig) -> str:
+def device_name(asked: str) -> str:
     """Return the kind of device a study trains on, without the machine's name."""
-    device = pick_device(config.runtime.device)
+    device = pick_device(asked)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

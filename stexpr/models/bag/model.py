@@ -21,6 +21,8 @@ __all__ = ["BagModel"]
 
 PACKED: Final = 65_536
 """Patches read and pooled together, unless a single patient has more."""
+PACKED_PIXELS: Final = 256
+"""The same where an encoder sees the patches, whose activations are in memory."""
 
 
 class BagModel(TrainableModel):
@@ -37,6 +39,7 @@ class BagModel(TrainableModel):
         n_covariates: Columns of covariates.
         instance_weight: Of CLAM's loss of extreme patches; the slides' loss has the rest.
         encoder: From patches to features, trained along; None where bags hold features.
+        lr_scale: Learning rate of the encoder by that of the head.
     """
 
     mean: Tensor
@@ -53,6 +56,7 @@ class BagModel(TrainableModel):
         n_covariates: int = 0,
         instance_weight: float = 0.3,
         encoder: nn.Module | None = None,
+        lr_scale: float = 0.1,
     ) -> None:
         super().__init__()
         widths = [objective.n_outputs for objective in objectives]
@@ -64,12 +68,13 @@ class BagModel(TrainableModel):
         self.weights = tuple(weights) or (1.0,) * len(widths)
         self.instance_weight = instance_weight
         self.encoder = encoder
+        self.lr_scale = lr_scale
         self.fusion = nn.Linear(n_covariates, head.n_outputs, bias=False) if n_covariates else None
         if self.fusion is not None:
             nn.init.zeros_(self.fusion.weight)
         self.register_buffer("mean", mean)
         self.register_buffer("sd", sd)
-        self.packed = PACKED
+        self.packed = PACKED if encoder is None else PACKED_PIXELS
 
     @property
     def couples_examples(self) -> bool:
@@ -139,9 +144,9 @@ class BagModel(TrainableModel):
             return groups
         own = {id(parameter) for parameter in self.encoder.parameters()}
         apart = [
-            {**group, "params": [p for p in group["params"] if (id(p) in own) == encoder], "encoder": encoder}
+            {**group, "params": [p for p in group["params"] if (id(p) in own) == encoder], "lr_scale": scale}
             for group in groups
-            for encoder in (False, True)
+            for encoder, scale in ((False, 1.0), (True, self.lr_scale))
         ]
         return [group for group in apart if group["params"]]
 
