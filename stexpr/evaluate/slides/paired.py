@@ -1,18 +1,19 @@
 """Is one head, or one kind of instance, better than another on the same patients?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 
 from stexpr.errors import DataError, MetricError
 from stexpr.evaluate.comparison import PairedTest, paired_verdict
-from stexpr.evaluate.intervals import REPLICATES, Interval
+from stexpr.evaluate.intervals import BOOTSTRAP_FROM, REPLICATES, Interval
 from stexpr.evaluate.slides.held_out import FoldScores, HeldOut, Metric, mean_over_folds, score_folds
 from stexpr.evaluate.slides.inputs import Array
-from stexpr.evaluate.slides.resampling import TIE, bootstrap_interval
+from stexpr.evaluate.slides.replicates import Picks, replicate_scores
+from stexpr.evaluate.slides.resampling import TIE, bootstrap_draws, replicate_interval
 from stexpr.evaluate.testing import ALPHA, flips_for
 
 __all__ = ["HeadComparison", "compare_heads"]
@@ -47,6 +48,7 @@ def compare_heads(
     greater: bool = True,
     n: int = SWAPS,
     replicates: int = REPLICATES,
+    strata: Sequence[str] | None = None,
     alpha: float = ALPHA,
     seed: int = 0,
 ) -> HeadComparison:
@@ -58,13 +60,14 @@ def compare_heads(
     Args:
         metric: As for `score_folds`.
         held_out: Patients and folds of the rows.
-        predicted: Predictions of both heads, one value per patient.
+        predicted: Predictions of both heads, one value per patient; or, not `ranked`, one row.
         truth: What `metric` takes after the predictions.
         names: Of the heads, for the verdict.
         ranked: False for a metric of the values themselves (Pearson, calibration), whose two heads share a unit.
         greater: Whether a higher score is better; False for errors.
         n: Number of random swaps.
         replicates: Of the bootstrap.
+        strata: Draw the bootstrap within these, as for `bootstrap_interval`.
         alpha: Level of the verdict.
         seed: Recorded with the scores.
 
@@ -75,9 +78,9 @@ def compare_heads(
     Reference:
         Venkatraman and Begg (1996), Biometrika 83:835-848 (ranks swapped between paired ROC curves).
     """
-    if predicted[0].shape != predicted[1].shape or predicted[0].ndim != 1:
+    if predicted[0].shape != predicted[1].shape or (ranked and predicted[0].ndim != 1):
         raise DataError(f"heads of shapes {predicted[0].shape} and {predicted[1].shape}; both need one value for each patient")
-    difference, both = _difference(metric), np.column_stack(predicted).astype(np.float64)
+    difference, both = _difference(metric), np.stack(predicted, axis=1).astype(np.float64)
     a, b = (score_folds(metric, held_out, both[:, head], *truth) for head in (0, 1))
     scores = score_folds(difference, held_out, both, *truth)
     needed = flips_for(alpha / 2)
@@ -90,16 +93,35 @@ def compare_heads(
     observed = mean_over_folds(difference, defined, (scale, *truth))
     if not abs(observed - scores.mean) <= TIE:
         raise MetricError("this metric changes when predictions are replaced by their ranks; pass ranked=False")
-    rng, reached = np.random.default_rng(seed), 0
-    for _ in range(n):
-        swap = rng.integers(0, 2, len(both), dtype=bool)[:, None]
-        swapped = np.where(swap, scale[:, ::-1], scale)
-        reached += abs(mean_over_folds(difference, defined, (swapped, *truth))) >= abs(observed) - TIE
-    p, patients = (1 + reached) / (1 + n), sum(map(len, defined.values()))
+    swaps = np.random.default_rng(seed).integers(0, 2, (n, len(both)))
+    reached = np.abs(_replicate_differences(metric, _swapped(defined, swaps), scale, truth)) >= abs(observed) - TIE
+    p, patients = (1 + int(reached.sum())) / (1 + n), sum(map(len, defined.values()))
     better = scores.mean if greater else -scores.mean
     words = paired_verdict(*names, better, p, patients, needed, alpha)
-    interval = bootstrap_interval(difference, held_out, both, *truth, n=replicates, seed=seed)
+    interval = Interval(np.nan, np.nan, f"none: {len(held_out)} patients, a bootstrap needs {BOOTSTRAP_FROM}")
+    if len(held_out) >= BOOTSTRAP_FROM:
+        drawn = bootstrap_draws(defined, held_out, strata, replicates, seed)
+        picks = {fold: (Picks(rows, rows), Picks(rows + len(both), rows)) for fold, rows in drawn.items()}
+        interval = replicate_interval(_replicate_differences(metric, picks, both, truth))
     return HeadComparison(a, b, PairedTest(scores.mean, p, patients, needed, words), interval)
+
+
+def _swapped(rows: Mapping[str, Int[Array, "N"]], swaps: Int[Array, "R P"]) -> dict[str, tuple[Picks, Picks]]:
+    """By fold, where the two heads' predictions are read once they have been swapped: the second head's lie behind."""
+    picks = {}
+    for fold, inside in rows.items():
+        still = np.broadcast_to(inside, (len(swaps), len(inside)))
+        other = swaps[:, inside] * swaps.shape[1]
+        picks[fold] = (Picks(still + other, still), Picks(still + swaps.shape[1] - other, still))
+    return picks
+
+
+def _replicate_differences(
+    metric: Metric, picks: Mapping[str, tuple[Picks, Picks]], both: Float[Array, "P 2 *K"], truth: tuple[Array, ...]
+) -> Float64[Array, "R"]:
+    behind = np.concatenate([both[:, 0], both[:, 1]])
+    a, b = (replicate_scores(metric, {fold: pair[head] for fold, pair in picks.items()}, behind, truth) for head in (0, 1))
+    return np.asarray(a - b)
 
 
 def _difference(metric: Metric) -> Metric:

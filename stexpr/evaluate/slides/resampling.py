@@ -1,17 +1,18 @@
 """Intervals and p-values of any score within folds: patients are drawn, or predictions shuffled, within their fold only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from stexpr.errors import DataError
 from stexpr.evaluate.intervals import BOOTSTRAP_FROM, REPLICATES, Interval, percentile_interval
 from stexpr.evaluate.slides.held_out import HeldOut, Metric, check_arrays, fold_values, mean_over_folds
 from stexpr.evaluate.slides.inputs import Array
+from stexpr.evaluate.slides.replicates import Picks, replicate_scores
 
-__all__ = ["bootstrap_interval", "permutation_p"]
+__all__ = ["bootstrap_draws", "bootstrap_interval", "permutation_p", "replicate_interval"]
 
 BOOTSTRAP: Final = "95 % bootstrap over patients within folds, conditional on the trained models"
 PERMUTATIONS: Final = 999
@@ -56,16 +57,38 @@ def bootstrap_interval(
         return Interval(np.nan, np.nan, f"none: {len(held_out)} patients, a bootstrap needs {BOOTSTRAP_FROM}")
     if not rows:
         return Interval(np.nan, np.nan, "none: the score is undefined in every fold")
+    picks = {fold: Picks(drawn, drawn) for fold, drawn in bootstrap_draws(rows, held_out, strata, n, seed).items()}
+    return replicate_interval(replicate_scores(metric, picks, predicted, truth))
+
+
+def bootstrap_draws(
+    rows: Mapping[str, Int[Array, "N"]], held_out: HeldOut, strata: Sequence[str] | None, n: int, seed: int
+) -> dict[str, Int[Array, "R M"]]:
+    """Draw the patients of folds again, with replacement; see `bootstrap_interval`.
+
+    Args:
+        rows: Rows of each fold.
+        held_out: Patients and folds of all rows.
+        strata: Draw within these too.
+        n: Number of replicates.
+        seed: Decides the draw, with the folds and strata alone.
+
+    Raises:
+        DataError: Strata of other patients.
+    """
+    rng = np.random.default_rng(seed)
     parts = {fold: _parts(inside, held_out, strata) for fold, inside in rows.items()}
-    rng, replicates = np.random.default_rng(seed), np.empty(n)
-    for k in range(n):
-        drawn = {fold: np.concatenate([rng.choice(part, len(part)) for part in each]) for fold, each in parts.items()}
-        replicates[k] = mean_over_folds(metric, drawn, (predicted, *truth))
-    lost = int(np.isnan(replicates).sum())
-    kind = f"{BOOTSTRAP}; {lost} of {n} replicates undefined" if lost else BOOTSTRAP
+    return {
+        fold: np.hstack([part[rng.integers(0, len(part), (n, len(part)))] for part in each]) for fold, each in parts.items()
+    }
+
+
+def replicate_interval(replicates: Float[Array, "R"]) -> Interval:
+    """Take the central 95 % of bootstrap replicates, and count those that leave a fold undefined; see `bootstrap_interval`."""
+    n, lost = len(replicates), int(np.isnan(replicates).sum())
     if lost > MOST_UNDEFINED * n:
         return Interval(np.nan, np.nan, f"none: {lost} of {n} bootstrap replicates undefined; draw within labels (strata)")
-    return percentile_interval(replicates, kind)
+    return percentile_interval(replicates, f"{BOOTSTRAP}; {lost} of {n} replicates undefined" if lost else BOOTSTRAP)
 
 
 def permutation_p(
@@ -100,12 +123,12 @@ def permutation_p(
     observed = sign * mean_over_folds(metric, rows, (predicted, *truth))
     if np.isnan(observed):
         return np.nan
-    rng, shuffled, reached = np.random.default_rng(seed), predicted.copy(), 0
-    for _ in range(n):
-        for inside in rows.values():
-            shuffled[inside] = predicted[rng.permutation(inside)]
-        reached += sign * mean_over_folds(metric, rows, (shuffled, *truth)) >= observed - TIE
-    return (1 + reached) / (1 + n)
+    rng, picks = np.random.default_rng(seed), {}
+    for fold, inside in rows.items():
+        still = np.broadcast_to(inside, (n, len(inside)))
+        picks[fold] = Picks(rng.permuted(still, axis=1), still)
+    reached = sign * replicate_scores(metric, picks, predicted, truth) >= observed - TIE
+    return (1 + int(reached.sum())) / (1 + n)
 
 
 def _defined_rows(metric: Metric, held_out: HeldOut, arrays: tuple[Array, ...]) -> dict[str, Int[Array, "N"]]:

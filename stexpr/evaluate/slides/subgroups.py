@@ -22,6 +22,7 @@ def subgroup_table(
     predicted: Array,
     *truth: Array,
     groups: Mapping[str, Sequence[object]],
+    strata: Sequence[str] | None = None,
     n: int = REPLICATES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -35,6 +36,7 @@ def subgroup_table(
         predicted: Predictions on held-out patients.
         truth: What `metric` takes after the predictions.
         groups: Values by variable; patients with None or NaN make the group "missing". Bin numbers before.
+        strata: Draw the bootstrap within these too, such as the label.
         n: Bootstrap replicates.
         seed: Recorded with the scores.
 
@@ -56,7 +58,8 @@ def subgroup_table(
     for variable, value, inside in members:
         kept, arrays = held_out.only(inside), tuple(array[inside] for array in (predicted, *truth))
         scores = score_folds(metric, kept, *arrays)
-        interval = bootstrap_interval(metric, kept, *arrays, n=n, seed=seed)
+        drawn_within = None if strata is None else np.asarray(strata)[inside].tolist()
+        interval = bootstrap_interval(metric, kept, *arrays, strata=drawn_within, n=n, seed=seed)
         folds = len(scores.values) - len(scores.undefined)
         reason = "; ".join(f"fold {fold}: {why}" for fold, why in scores.undefined.items())
         rows.append((variable, value, len(inside), folds, scores.mean, interval.low, interval.high, interval.kind, reason))

@@ -1,6 +1,7 @@
 """Intervals hold what they promise, p-values are as rare as they say, and lost replicates are counted."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 
@@ -9,11 +10,14 @@ import pytest
 from survivors import held_out, survivors
 
 from stexpr.errors import DataError
+from stexpr.evaluate.slides.agreement import spearman
 from stexpr.evaluate.slides.binary import auroc
 from stexpr.evaluate.slides.censoring import Censoring
 from stexpr.evaluate.slides.concordance import harrell_c, uno_c
 from stexpr.evaluate.slides.held_out import score_folds
 from stexpr.evaluate.slides.horizons import brier_score
+from stexpr.evaluate.slides.paired import compare_heads
+from stexpr.evaluate.slides.replicates import CELLS
 from stexpr.evaluate.slides.resampling import BOOTSTRAP, bootstrap_interval, permutation_p
 
 
@@ -122,3 +126,37 @@ def test_survival_scores_take_their_folds_training_patients() -> None:
 
 def test_an_undefined_score_has_no_p() -> None:
     assert np.isnan(permutation_p(auroc, held_out(12), np.arange(12.0), np.zeros(12, dtype=bool), n=9))
+
+
+@pytest.mark.parametrize("metric", [auroc, spearman])
+def test_all_replicates_at_once_give_the_numbers_of_a_loop(metric: Callable[..., float]) -> None:
+    of = held_out(47, 3)
+    predicted, positive = patients(5, 47, 0.7)
+    truth = positive if metric is auroc else np.random.default_rng(6).normal(size=47).round(1)
+    predicted = predicted.round(1)  # so that values tie
+
+    def loop(*arrays: np.ndarray) -> float:
+        return metric(*arrays)
+
+    strata = positive.astype(str).tolist()
+    one, other = (bootstrap_interval(kind, of, predicted, truth, strata=strata, n=300) for kind in (metric, loop))
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0 if metric is auroc else 1e-12)
+    assert permutation_p(metric, of, predicted, truth, n=300) == permutation_p(loop, of, predicted, truth, n=300)
+    heads = (predicted, np.random.default_rng(7).normal(size=47).round(1))
+    first, second = (compare_heads(kind, of, heads, truth, n=300, replicates=300, strata=strata) for kind in (metric, loop))
+    assert first.test.p == second.test.p
+    assert (first.interval.low, first.interval.high) == pytest.approx((second.interval.low, second.interval.high), abs=1e-12)
+
+
+def test_replicates_that_lose_a_label_are_undefined_at_once_and_one_by_one() -> None:
+    of, predicted, positive = held_out(30), np.arange(30.0), np.arange(30) < 9
+    one, other = (bootstrap_interval(kind, of, predicted, positive, n=400) for kind in (auroc, lambda *arrays: auroc(*arrays)))
+    assert one == other
+    assert "replicates undefined" in one.kind
+
+
+def test_many_patients_are_taken_in_parts() -> None:
+    of, (predicted, positive) = held_out(3000, 1), patients(8, 3000, 0.5)
+    assert CELLS < 3000 * 2 * 999
+    interval = bootstrap_interval(auroc, of, predicted, positive, n=999)
+    assert interval.low < auroc(predicted, positive) < interval.high
