@@ -113,11 +113,11 @@ def train(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Train all folds of a study, and the baselines of its protocol; what is done already is not done again."""
-    from stexpr.config import load_study
+    """Train all folds of a study of spots or slides, and its baselines; what is done already is not done again."""
+    from stexpr.config.any_study import load_any_study
     from stexpr.train.study import run_study
 
-    loaded = load_study(study, overrides or [])
+    loaded = load_any_study(study, overrides or [])
     with terminal.bar() as progress:
         run_study(loaded, runs, progress=progress, report=terminal.say)
 

@@ -166,7 +166,7 @@ def sweep_view(status: Any) -> Group:
     for state in STATES_SHOWN:
         own = [run for run in status.runs if run.state == state]
         for run in own[:MOST_ROWS]:
-            table.add_row(state, run.name, run.key, Text(run.words or ("" if run.r is None else f"r {run.r:.3f}")))
+            table.add_row(state, run.name, run.key, Text(run.words))
         if len(own) > MOST_ROWS:
             table.add_row(state, f"… and {len(own) - MOST_ROWS} more", "", "")
     return Group(Text(line), table)

@@ -134,6 +134,11 @@ class StudyConfig(Strict):
     folds: tuple[int, ...] | None = Field(None, description="which folds to run; null runs all")
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def label(self) -> str:
+        """Name the study among the lines of a board."""
+        return self.model.label
+
     def baseline(self, model: BaselineConfig) -> "StudyConfig":
         """Return the study of a baseline under the same protocol; studies that differ only in their network share it."""
         return self.model_copy(

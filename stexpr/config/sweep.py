@@ -9,8 +9,10 @@ from typing import Annotated, Any, Final, TypeAlias, cast
 
 from pydantic import Field, StringConstraints, model_validator
 
-from stexpr.config import StudyConfig, read_study, study_of
+from stexpr.config import StudyConfig, read_study
+from stexpr.config.any_study import AnyStudy, any_study_of, find_study, is_of_slides
 from stexpr.config.protocol import named_preset
+from stexpr.config.slides import SlideStudyConfig
 from stexpr.config.values import Strict, find_config, read_yaml, set_override, set_value, validated
 from stexpr.errors import ConfigError, nearest
 
@@ -88,7 +90,7 @@ class SweepStudies:
     config: SweepConfig
     source: str
     base: str
-    studies: tuple[StudyConfig, ...]
+    studies: tuple[AnyStudy, ...]
     n_excluded: int
 
 
@@ -117,7 +119,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = (), *, many: bool 
             values = dict(values)
             set_value(values, key, value)
             values = named_preset(values)
-        study = study_of(values, f"{path}, {_in_words(combination)}")
+        study = any_study_of(values, f"{path}, {_in_words(combination)}")
         if any(_has(study, rule) for rule in config.exclude):
             excluded += 1
         else:
@@ -129,7 +131,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = (), *, many: bool 
 
 def _base_path(config: SweepConfig, path: Path) -> Path:
     beside = path.parent / config.study
-    return beside if beside.is_file() else find_config(config.study, "studies")
+    return beside if beside.is_file() else find_study(config.study)
 
 
 def _base(config: SweepConfig, path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def _base(config: SweepConfig, path: Path, overrides: Sequence[str]) -> dict[str
 def _check_axes(config: SweepConfig, base: Mapping[str, Any], source: str) -> None:
     """Refuse a key that no study has before the first value is tried, and a rule that could exclude nothing."""
     axes = [*config.grid, *config.zip, *(key for entry in config.list for key in entry)]
-    known = StudyConfig.model_fields
+    known = (SlideStudyConfig if is_of_slides(base) else StudyConfig).model_fields
     for key in [*axes, *config.overrides, *(key for rule in config.exclude for key in rule)]:
         if key.split(".")[0] not in known:
             raise ConfigError(f"{source}: no study has the key {key!r}; {nearest(key.split('.')[0], known)}")
@@ -155,7 +157,7 @@ def _check_axes(config: SweepConfig, base: Mapping[str, Any], source: str) -> No
         raise ConfigError(f"{source}: name and runtime change no result, so they are no axes; set them with overrides")
 
 
-def _has(study: StudyConfig, rule: Mapping[str, Any]) -> bool:
+def _has(study: AnyStudy, rule: Mapping[str, Any]) -> bool:
     values = study.model_dump(mode="json")
     for key, value in rule.items():
         found: Any = values

@@ -25,7 +25,8 @@ from stexpr.evaluate.records import Record, read_record
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.folder import exclusive, write_config
 from stexpr.train.run import run_folder
-from stexpr.train.study import open_cohort, run_study, study_folds
+from stexpr.train.spots import open_cohort, study_folds
+from stexpr.train.study import run_study
 
 Study = Callable[..., StudyConfig]
 Baselines = Callable[[Path], None]

@@ -31,7 +31,7 @@ from pathlib import Path
 from stexpr.config import load_study
 from stexpr.train.checkpoint import stop_on_signals
 from stexpr.train.run import run_fold
-from stexpr.train.study import open_cohort, study_folds
+from stexpr.train.spots import open_cohort, study_folds
 
 config = load_study(sys.argv[1])
 cohort = open_cohort(config)

@@ -19,7 +19,8 @@ from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.loop import Fit
 from stexpr.train.network import build_network
-from stexpr.train.study import run_study, study_folds
+from stexpr.train.spots import study_folds
+from stexpr.train.study import run_study
 
 BRSTNET = ("resnet101", "inception_v3", *(f"efficientnet_b{i}" for i in range(6)), "vit_b16", "vit_b32")
 

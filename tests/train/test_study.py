@@ -23,7 +23,8 @@ from stexpr.errors import ConfigError, DataError, GeneError, LeakageError, Train
 from stexpr.evaluate.records import read_record
 from stexpr.train.evaluate import evaluate_runs
 from stexpr.train.folder import BusyError, exclusive, write_config
-from stexpr.train.study import run_study, study_folds
+from stexpr.train.spots import study_folds
+from stexpr.train.study import run_study
 from wandb_files import assert_logged
 
 Study = Callable[..., StudyConfig]

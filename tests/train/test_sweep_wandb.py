@@ -14,7 +14,7 @@ from stexpr.config import StudyConfig
 from stexpr.config.sweep import SweepConfig, load_sweep
 from stexpr.errors import ConfigError
 from stexpr.train.run import run_folder
-from stexpr.train.study import open_cohort, study_folds
+from stexpr.train.spots import open_cohort, study_folds
 from stexpr.train.sweep.wandb_grid import wandb_sweep
 
 

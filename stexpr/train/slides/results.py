@@ -132,14 +132,18 @@ def _fit_survival(
     known = target[:, 0].isfinite()
     time, event = target[known, 0], target[known, 1] == 1
     log_hazard = survival_log_hazard(objective, output[known])
-    horizons = protocol.horizons or tuple(
-        round(float(value), 6) for value in dict.fromkeys(time[event].quantile(torch.tensor(HORIZON_SHARES)).tolist())
-    )
+    quartiles = dict.fromkeys(time[event].quantile(torch.tensor(HORIZON_SHARES)).tolist())
+    horizons = tuple(float(_named(horizon)) for horizon in protocol.horizons or quartiles)
     info = TargetInfo(group.names[0], "survival", threshold=float(log_hazard.median()), horizons=horizons)
     if isinstance(objective, DiscreteTime):
         return info, None
     hazard = baseline_hazard(log_hazard, time, event, torch.tensor(horizons))
     return info, tuple(float(value) for value in hazard)
+
+
+def _named(horizon: float) -> str:
+    """Name a time; six digits, so that its name and its value are one."""
+    return f"{horizon:g}"
 
 
 def survival_log_hazard(objective: BagObjective, output: Float32[Tensor, "P _"]) -> Float32[Tensor, "P"]:
@@ -200,7 +204,7 @@ def _survival(
     else:
         survived = np.exp(-np.asarray(fitted.baseline[name]) * np.exp(log_hazard.astype(np.float64))[:, None])
     for i, horizon in enumerate(horizons):
-        yield Said(f"{horizon:g}", survived[:, i].astype(np.float32), np.full(len(survived), np.nan, dtype=np.float32))
+        yield Said(_named(horizon), survived[:, i].astype(np.float32), np.full(len(survived), np.nan, dtype=np.float32))
 
 
 def _probability(logit: Float32[Array, "P"], temperature: float | None) -> Float32[Array, "P"]:

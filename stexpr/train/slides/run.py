@@ -113,13 +113,12 @@ class SlideJob:
         data, model = self.data, self.config.model
         coding = self.coding
         cells = {column: data.cells(column, data.patients) for column in model.covariates}
+        pairs = zip(data.columns, self.groups, strict=True)
+        targets = [_as_group(target_rows(columns, data, data.patients), group) for columns, group in pairs]
         return SlideExamples(
             data,
             "patches" if self.finetune is not None else model.instances,
-            [
-                _as_group(target_rows(columns, data, data.patients), group)
-                for columns, group in zip(data.columns, self.groups, strict=True)
-            ],
+            targets,
             None if coding is None else coding(cells),
             together=self.config.protocol.several_slides == "bags",
             labels=self.patch_labels,
@@ -253,7 +252,7 @@ def _export(job: SlideJob, training: HeadTraining, model: BagModel, fitted: Fitt
         provenance=provenance,
     )
     save_head(job.folder / names.MODEL, head, widths=config.model.widths, dropout=config.model.dropout)
-    if job.finetune is not None:
+    if job.finetune is not None and model.encoder is not None:
         save_tuned(job.folder / names.MODEL / "encoder", job.finetune.encoder, model.encoder)
 
 
@@ -261,7 +260,7 @@ def _record(job: SlideJob, training: HeadTraining, model: BagModel, results: Sli
     config, data, fold = job.config, job.data, job.fold
     primary, values = score_fold(results, config.protocol)
     test_rows = job.examples.rows(dict.fromkeys(fold.test_sections))
-    notes = [note for note in data.describe().splitlines()[1:]]
+    notes = data.describe().splitlines()[1:]
     notes += [f"{name}: all training patients of the fold are alike, so nothing is predicted" for name in training.unlearned]
     notes += [f"{target.name}: {note}" for target in results.targets.values() for note in target.notes]
     model_values = config.model.described()

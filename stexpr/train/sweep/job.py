@@ -8,17 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from stexpr.config import StudyConfig
+from stexpr.config.any_study import absolute, any_study_of
 from stexpr.config.files import write_whole
-from stexpr.data.splits import Fold
-from stexpr.data.store import PreparedCohort
 from stexpr.engines.tasks import Task, in_one_line
 from stexpr.errors import DataError, StexprError
-from stexpr.evaluate.records import read_record
+from stexpr.evaluate.records import read_any_record
 from stexpr.train.checkpoint import InterruptedTrainingError, stop_on_file, stop_on_signals
 from stexpr.train.folder import FAILURE, BusyError
-from stexpr.train.run import run_fold, run_folder
-from stexpr.train.study import hash_of_split, open_cohort, study_folds
+from stexpr.train.opened import OpenedStudy
+from stexpr.train.study import open_study
 from stexpr.train.sweep.plan import STOP, Plan, PlannedRun
 
 Became: TypeAlias = Literal["done", "failed", "busy", "stopped", "disk full"]
@@ -28,8 +26,7 @@ DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 def task_of(run: PlannedRun, plan: Plan, runs: Path) -> Task:
     """Write a planned run down for an engine; paths are absolute, because workers may start elsewhere."""
     argument = {
-        "study": run.study.model_dump(mode="json"),
-        "cohort": str(run.study.cohort.resolve()),
+        "study": absolute(run.study).model_dump(mode="json"),
         "fold": run.fold.index,
         "key": run.key,
         "runs": str(runs.resolve()),
@@ -45,8 +42,8 @@ def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
         argument: As `task_of` wrote it.
 
     Returns:
-        `became` (done, failed, busy: another process holds the run, stopped, disk full), with `r` or `error`. A failure also
-        stands in the run's folder, with its traceback.
+        `became` (done, failed, busy: another process holds the run, stopped, disk full), with `value` and `words`, or `error`.
+        A failure also stands in the run's folder, with its traceback.
     """
     folder = Path(argument["runs"]) / argument["key"]
     stop_file = Path(argument["stop"])
@@ -55,12 +52,11 @@ def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
     try:
         (folder / FAILURE).unlink(missing_ok=True)
         with stop_on_signals() as stop, stop_on_file(stop, stop_file):
-            config, cohort, folds = _opened(json.dumps(argument["study"], sort_keys=True), argument["cohort"])
-            fold = folds[argument["fold"]]
-            fold = fold if config.model.kind == "network" else fold.outer()
-            if run_folder(folder.parent, config, cohort, fold) != folder:
-                raise DataError(f"the cohort {argument['cohort']} is not the one the sweep was planned with; start it again")
-            run_fold(config, cohort, fold, hash_of_split(folds), folder.parent, stop=stop)
+            opened = _opened(json.dumps(argument["study"], sort_keys=True))
+            fold = opened.fold(opened.config, argument["fold"])
+            if opened.folder(opened.config, fold, folder.parent) != folder:
+                raise DataError(f"the data of {opened.cohort_name} are not those the sweep was planned with; start it again")
+            opened.run(opened.config, fold, folder.parent, stop=stop)
     except InterruptedTrainingError:
         return {"became": "stopped"}
     except BusyError as err:
@@ -71,8 +67,8 @@ def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
         error = str(err) if isinstance(err, StexprError) else in_one_line(err)
         write_failure(folder, error, traceback.format_exc())
         return {"became": "failed", "error": error}
-    value = read_record(folder).values["pearson"].value
-    return {"became": "done", "r": value}
+    record = read_any_record(folder)
+    return {"became": "done", "value": record.main_value[1], "words": record.in_words}
 
 
 def write_failure(folder: Path, error: str, trace: str) -> None:
@@ -82,10 +78,8 @@ def write_failure(folder: Path, error: str, trace: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _opened(study: str, cohort_at: str) -> tuple[StudyConfig, PreparedCohort, tuple[Fold, ...]]:
-    config = StudyConfig.model_validate_json(study)
-    cohort = open_cohort(config.model_copy(update={"cohort": Path(cohort_at)}))
-    return config, cohort, study_folds(config, cohort)
+def _opened(study: str) -> OpenedStudy[Any]:
+    return open_study(any_study_of(json.loads(study), "the study of a sweep"))
 
 
 def _is_disk_full(err: BaseException | None) -> bool:

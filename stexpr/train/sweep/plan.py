@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stexpr.config import StudyConfig, content_hash
+from stexpr.config import content_hash
+from stexpr.config.any_study import AnyStudy
 from stexpr.config.files import write_whole
+from stexpr.config.slides import SlideStudyConfig
 from stexpr.config.sweep import SweepConfig, SweepStudies
 from stexpr.data.splits import Fold
-from stexpr.data.store import PreparedCohort
 from stexpr.errors import ConfigError
-from stexpr.evaluate.audit.leakage import check_before_training
-from stexpr.train.run import run_folder
-from stexpr.train.study import open_cohort, study_folds, study_jobs
+from stexpr.train.opened import OpenedStudy
+from stexpr.train.study import open_study
 
 STATE: Final = ".sweeps"
 """Folder, among the runs, of what is known of each sweep; the leading dot tells it from a run."""
@@ -29,13 +29,13 @@ class PlannedRun:
         key: Its config hash, the name of its folder.
         study: What is trained.
         fold: The partition.
-        cohort: On which it is trained, opened.
+        opened: The study of the sweep it belongs to, opened.
     """
 
     key: str
-    study: StudyConfig
+    study: AnyStudy
     fold: Fold
-    cohort: PreparedCohort
+    opened: OpenedStudy[Any]
 
     @property
     def is_network(self) -> bool:
@@ -47,7 +47,7 @@ class PlannedRun:
         """What a status needs to name the run, as plain JSON values."""
         return {
             "key": self.key,
-            "label": self.study.model.label,
+            "label": self.study.label,
             "kind": self.study.model.role,
             "fold": self.fold.index,
             "seed": self.study.seed,
@@ -110,43 +110,40 @@ def plan_sweep(sweep: SweepStudies) -> Plan:
         DataError: A cohort is not prepared.
         LeakageError: A patient or a spot is on both sides of a fold.
     """
-    partitions = _Partitions()
+    opened = _Opened()
     planned: dict[str, PlannedRun] = {}
     n_networks = 0
     for study in sweep.studies:
-        cohort, folds = partitions.of(study)
-        for one, fold in study_jobs(study, folds):
-            key = run_folder(Path(), one, cohort, fold).name
-            n_networks += one.model.role == "network"
-            planned.setdefault(key, PlannedRun(key, one, fold, cohort))
+        one = opened.of(study)
+        for config, fold in one.jobs():
+            key = one.folder(config, fold, Path()).name
+            n_networks += config.model.role == "network"
+            planned.setdefault(key, PlannedRun(key, config, fold, one))
     runs = sorted(planned.values(), key=lambda run: run.is_network)
     n_shared = n_networks - sum(run.is_network for run in runs)
-    return Plan(sweep.config, tuple(runs), len(sweep.studies), sweep.n_excluded, n_shared, tuple(partitions.notes))
+    return Plan(sweep.config, tuple(runs), len(sweep.studies), sweep.n_excluded, n_shared, tuple(opened.notes))
 
 
-class _Partitions:
-    """Cohorts and folds, made once for all studies that share them."""
+class _Opened:
+    """Studies opened, their data and folds read once for all that share them."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self._cohorts: dict[str, PreparedCohort] = {}
-        self._folds: dict[str, tuple[Fold, ...]] = {}
+        self._first: dict[str, OpenedStudy[Any]] = {}
 
-    def of(self, study: StudyConfig) -> tuple[PreparedCohort, tuple[Fold, ...]]:
-        at = str(study.cohort), study.protocol.stain, study.protocol.min_counts
-        if repr(at) not in self._cohorts:
-            self._cohorts[repr(at)] = open_cohort(study)
-        cohort = self._cohorts[repr(at)]
+    def of(self, study: AnyStudy) -> OpenedStudy[Any]:
         key = partition_key(study)
-        if key not in self._folds:
-            folds = study_folds(study, cohort)
-            self.notes += [f"{cohort.name}: {note}" for note in check_before_training(cohort, folds)]
-            self._folds[key] = folds
-        return cohort, self._folds[key]
+        opened = open_study(study, self._first.get(key))
+        if key not in self._first:
+            self.notes += [f"{opened.cohort_name}: {note}" for note in opened.check()]
+            self._first[key] = opened
+        return opened
 
 
-def partition_key(study: StudyConfig) -> str:
-    """Identify what the folds of a study depend on: equal keys, equal cohort and folds."""
+def partition_key(study: AnyStudy) -> str:
+    """Identify what the folds of a study depend on: equal keys, equal data and folds."""
+    if isinstance(study, SlideStudyConfig):
+        return content_hash(study.model_dump(mode="json", include={"bags", "tables", "protocol"}))
     decisive = study.model_dump(mode="json", include={"protocol": {"split", "validation", "window_um", "stain", "min_counts"}})
     return content_hash({**decisive, "cohort": str(study.cohort), "window_px": study.input.window_px})
 

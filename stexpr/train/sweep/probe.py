@@ -1,16 +1,17 @@
 """How long the missing runs of a sweep will take, from a few steps of each kind of training."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
-from stexpr.config import FrozenConfig, content_hash
+from stexpr.config import FrozenConfig, StudyConfig, content_hash
+from stexpr.config.slides import SlideStudyConfig
 from stexpr.data.datasets import even_parts
 from stexpr.data.panels import fold_panel
+from stexpr.data.splits import Fold
+from stexpr.data.store import PreparedCohort
 from stexpr.inference import autocast, extract_features, predict_expression
 from stexpr.panel import ExpressionTransform
 from stexpr.train.frozen import frozen_backbone, view_of
@@ -18,11 +19,12 @@ from stexpr.train.loop import make_optimizer
 from stexpr.train.network import build_network, without_auxiliary
 from stexpr.train.results import Job
 from stexpr.train.run import window_px
+from stexpr.train.slides.probe import probe_patients
+from stexpr.train.slides.study import SlideStudy
+from stexpr.train.spots import SpotStudy
 from stexpr.train.sweep.plan import PlannedRun
+from stexpr.train.timing import timed
 from stexpr.types import Progress, silent
-
-STEPS: Final = 2
-"""Steps that are timed, after one that is not."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,34 @@ def estimate_seconds(runs: Sequence[PlannedRun], *, threads: int, progress: Prog
     torch.set_num_threads(threads)
     try:
         kinds = {_kind(run): run for run in reversed(runs)}
-        probes = {kind: _probe(run) for kind, run in progress(kinds.items(), "probing", len(kinds))}
+        estimates = {kind: _estimate(run) for kind, run in progress(kinds.items(), "probing", len(kinds))}
     finally:
         torch.set_num_threads(before)
-    return [_seconds(run, probes[_kind(run)]) for run in runs]
+    return [estimates[_kind(run)](run) for run in runs]
 
 
 def _kind(run: PlannedRun) -> str:
     study = run.study.model_dump(mode="json", include={"model", "input", "training", "protocol"})
-    return content_hash({**study, "cohort": run.cohort.hash})
+    return content_hash({**study, "data": run.opened.data_hash})
 
 
-def _probe(run: PlannedRun) -> Probe:
-    config, fold = run.study, run.fold
+def _estimate(run: PlannedRun) -> Callable[[PlannedRun], float]:
+    """Probe a kind of run, and return what tells the seconds of each run of the kind."""
+    opened, study = run.opened, run.study
+    if isinstance(study, SlideStudyConfig):
+        assert isinstance(opened, SlideStudy)
+        per_patient = probe_patients(opened, study, run.fold)
+        return lambda own: per_patient.seconds(study, own.fold)
+    assert isinstance(opened, SpotStudy)
+    cohort, probe, config = opened.cohort, _probe(opened.cohort, study, run.fold), study
+    return lambda own: _seconds(cohort, config, own.fold, probe)
+
+
+def _probe(cohort: PreparedCohort, config: StudyConfig, fold: Fold) -> Probe:
     unit = config.protocol.expression
-    transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(run.cohort.genes))
-    panel = fold_panel(config.protocol.panel, run.cohort, fold)
-    job = Job(config, run.cohort, fold, "", panel, transform, window_px(config, run.cohort), Path())
+    transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
+    panel = fold_panel(config.protocol.panel, cohort, fold)
+    job = Job(config, cohort, fold, "", panel, transform, window_px(config, cohort), Path())
     if isinstance(config.model, FrozenConfig):
         return _probe_frozen(job, config.model)
     spots = job.spots(fold.train_sections, panel.without_auxiliary() if without_auxiliary(config) else panel)
@@ -89,7 +102,7 @@ def _probe(run: PlannedRun) -> Probe:
     def predict() -> None:
         predict_expression(model, spots, rows, batch_size=config.training.batch_size, precision=config.training.precision)
 
-    return Probe(_timed(step, device), _timed(predict, device) / len(rows))
+    return Probe(timed(step, device), timed(predict, device) / len(rows))
 
 
 def _probe_frozen(job: Job, model: FrozenConfig) -> Probe:
@@ -102,32 +115,20 @@ def _probe_frozen(job: Job, model: FrozenConfig) -> Probe:
     def embed() -> None:
         extract_features(backbone, spots, rows, batch_size=config.training.batch_size, precision=config.training.precision)
 
-    return Probe(0.0, _timed(embed, next(backbone.parameters()).device) / len(rows))
+    return Probe(0.0, timed(embed, next(backbone.parameters()).device) / len(rows))
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the time of one call, the fastest of a few after a first one."""
-    spent = []
-    for _ in range(STEPS + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - began)
-    return min(spent[1:])
-
-
-def _seconds(run: PlannedRun, probe: Probe) -> float:
-    fold, training = run.fold, run.study.training
+def _seconds(cohort: PreparedCohort, config: StudyConfig, fold: Fold, probe: Probe) -> float:
+    training = config.training
 
     def spots_of(sections: Sequence[str]) -> int:
-        return sum(len(run.cohort.spots(section)) for section in sections)
+        return sum(len(cohort.spots(section)) for section in sections)
 
     def steps_of(n_spots: int) -> int:
         return len(even_parts(torch.arange(n_spots), training.batch_size))
 
-    views = 8 if run.study.input.test_symmetries else 1
-    if isinstance(run.study.model, FrozenConfig):
+    views = 8 if config.input.test_symmetries else 1
+    if isinstance(config.model, FrozenConfig):
         return views * spots_of((*fold.train_sections, *fold.test_sections)) * probe.spot_s
     total = 0.0
     for inner in fold.inner:
@@ -136,6 +137,6 @@ def _seconds(run: PlannedRun, probe: Probe) -> float:
             for part in (inner.train, inner.validation)
         )
         total += training.epochs * (steps_of(train) * probe.step_s + validation * probe.spot_s)
-    if not fold.inner or run.study.protocol.validation.refit:
+    if not fold.inner or config.protocol.validation.refit:
         total += training.epochs * steps_of(spots_of(fold.train_sections)) * probe.step_s
     return total + views * spots_of(fold.test_sections) * probe.spot_s

@@ -107,7 +107,7 @@ def run_sweep(
             became[key] = end
             if end != "stopped":
                 run = named[key]
-                at = f"{run.study.model.label}, fold {run.fold.index}, seed {run.study.seed}"
+                at = f"{run.study.label}, fold {run.fold.index}, seed {run.study.seed}"
                 report(f"[{n_before + len(became)}/{len(plan.runs)}] {at}: {words} ({runs / key})")
             if end == "disk full":
                 (folder / STOP).touch()
@@ -150,8 +150,7 @@ def _settled(outcome: Outcome, runs: Path) -> tuple[str, Became, str]:
         return outcome.key, "failed", f"FAILED: {outcome.error}"
     became: Became = outcome.value["became"]
     if became == "done":
-        r = outcome.value["r"]
-        return outcome.key, became, "r undefined" if r is None else f"mean r {r:.3f}"
+        return outcome.key, became, outcome.value["words"]
     return outcome.key, became, f"FAILED: {outcome.value.get('error', became)}"
 
 

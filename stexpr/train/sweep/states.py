@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from stexpr.errors import DataError
-from stexpr.evaluate.records import RECORD, read_record
+from stexpr.evaluate.records import RECORD, read_any_record
 from stexpr.train.folder import CHECKPOINT, FAILURE, LOCK, METRICS, is_held
 from stexpr.train.sweep.plan import STATE, planned_entries
 
@@ -29,7 +29,7 @@ class RunState:
         fold: Of the study.
         seed: Of the study.
         state: What its folder says.
-        r: Mean r, of a run that is done and has one.
+        value: Main value of the record (mean r of a study of spots), of a run that is done and has one.
         seconds: Time the training took, of a run that is done.
         words: The epoch of a running one, the error of a failed one.
     """
@@ -40,7 +40,7 @@ class RunState:
     fold: int
     seed: int
     state: State
-    r: float | None = None
+    value: float | None = None
     seconds: float | None = None
     words: str = ""
 
@@ -70,11 +70,11 @@ class SweepStatus:
 
     @property
     def best(self) -> tuple[str, float] | None:
-        """Model with the highest r so far, over the folds and seeds it has finished, and that r."""
+        """Model with the highest main value so far, over the folds and seeds it has finished, and that value."""
         by_model: dict[str, list[float]] = {}
         for run in self.runs:
-            if run.state == "done" and run.kind == "network" and run.r is not None:
-                by_model.setdefault(run.label, []).append(run.r)
+            if run.state == "done" and run.kind == "network" and run.value is not None:
+                by_model.setdefault(run.label, []).append(run.value)
         means = {label: sum(values) / len(values) for label, values in by_model.items()}
         return max(means.items(), key=lambda item: item[1]) if means else None
 
@@ -127,10 +127,10 @@ def run_state(folder: Path, entry: dict[str, Any]) -> RunState:
     """
     if (folder / RECORD).exists():
         try:
-            record = read_record(folder)
+            record = read_any_record(folder)
         except DataError as err:
             return RunState(**entry, state="failed", words=str(err))
-        return RunState(**entry, state="done", r=record.values["pearson"].value, seconds=record.wall_time_s)
+        return RunState(**entry, state="done", value=record.main_value[1], seconds=record.wall_time_s, words=record.in_words)
     if (folder / LOCK).exists() and is_held(folder):
         return RunState(**entry, state="running", words=_epoch(folder))
     if (folder / FAILURE).exists():

@@ -8,7 +8,7 @@ import yaml
 
 from stexpr.config.sweep import SweepConfig, SweepStudies
 from stexpr.errors import ConfigError
-from stexpr.train.study import open_cohort, study_folds
+from stexpr.train.study import open_study
 
 INSTEAD: Final = "; the engines local, ray and slurm run such a sweep"
 
@@ -29,7 +29,7 @@ def wandb_sweep_file(sweep: SweepStudies, runs: Path, overrides: Sequence[str]) 
     definition = wandb_sweep(
         sweep.config,
         study=str(Path(sweep.base).resolve()),
-        n_folds=len(study_folds(study, open_cohort(study))),
+        n_folds=len(open_study(study).folds),
         project=study.runtime.wandb_project,
         runs=str(runs),
         overrides=tuple(overrides),

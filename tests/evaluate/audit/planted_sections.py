@@ -105,7 +105,7 @@ def trained(config: StudyConfig, runs: Path) -> Path:
     """Run fold 0 of a study, without the baselines beside it."""
     from stexpr.train.checkpoint import StopFlag
     from stexpr.train.run import run_fold
-    from stexpr.train.study import open_cohort, study_folds
+    from stexpr.train.spots import open_cohort, study_folds
 
     cohort = open_cohort(config)
     fold = study_folds(config, cohort)[0]

@@ -1,0 +1,84 @@
+"""Small cohorts of bags whose truth is known, as files: tables, and bags of drawn features."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stexpr.config.any_study import any_study_of
+from stexpr.config.slides import SlideStudyConfig
+from stexpr.data.bags import BagRows, write_bag
+
+GENES = ("ERBB2", "MKI67", "ESR1")
+
+
+def write_cohort(folder: Path, *, patients: int = 40, patches: int = 12, second_slides: int = 2, seed: int = 0) -> Path:
+    """Write `clinical.csv`, `slides.csv` and `bags/`.
+
+    The first feature is shifted in a third of the patches of mutated patients (`A_mut`), the second by the Ki67 fraction, the
+    third by the log hazard; grade and subtype follow Ki67 and the mutation. `N_mut` follows nothing. Colors tell nothing.
+    """
+    rng = np.random.default_rng(seed)
+    mutated, null = rng.random(patients) < 0.5, rng.random(patients) < 0.5
+    ki67, hazard = rng.random(patients), rng.normal(size=patients)
+    time = rng.exponential(1000 * np.exp(-1.5 * hazard)) + 1
+    censored = rng.exponential(3000, patients) + 1
+    names = [f"P{i:03d}" for i in range(patients)]
+    clinical = pd.DataFrame(
+        {
+            "PATIENT": names,
+            "A_mut": np.where(mutated, "MUT", "WT"),
+            "N_mut": np.where(null, "MUT", "WT"),
+            "RARE_mut": ["MUT" if i < 2 else "WT" for i in range(patients)],
+            "KI67": ki67.round(4),
+            "GRADE": np.array(["G1", "G2", "G3"])[np.digitize(ki67, (0.33, 0.66))],
+            "SUBTYPE": np.where(mutated, "x", np.where(ki67 > 0.5, "y", "z")),
+            "SIGNATURE": (10 * ki67 - 3).round(3),
+            "OS": (time <= censored).astype(int),
+            "OS.time": np.minimum(time, censored).round(1),
+            "AGE": rng.integers(30, 80, patients),
+            "SEX": np.where(rng.random(patients) < 0.5, "F", "M"),
+            "SITE": [f"S{i % 8}" for i in range(patients)],
+        }
+    )
+    clinical.loc[3, "A_mut"] = ""
+    rows = [(name, f"{name}-1") for name in names] + [(name, f"{name}-2") for name in names[:second_slides]]
+    for patient, slide in rows:
+        i = names.index(patient)
+        n = patches + int(rng.integers(0, 5))
+        features = rng.normal(size=(n, 8))
+        features[: max(1, n // 3), 0] += 4.0 * mutated[i]
+        features[:, 1] += 4.0 * ki67[i]
+        features[:, 2] += 1.5 * hazard[i]
+        coords = np.column_stack([np.arange(n) * 64, np.zeros(n, dtype=np.int64)])
+        chunk = BagRows(
+            features.astype(np.float32),
+            coords.astype(np.int64),
+            expression=(features[:, :3] + rng.normal(size=(n, 3))).astype(np.float32),
+            color=rng.normal(size=(n, 5)).astype(np.float32),
+        )
+        write_bag(folder / "bags" / f"{slide}.h5", [chunk], mpp=1.0, patch_px=64, side=64.0, encoder="drawn", genes=GENES)
+    folder.mkdir(parents=True, exist_ok=True)
+    clinical.to_csv(folder / "clinical.csv", index=False)
+    pd.DataFrame(rows, columns=["PATIENT", "FILENAME"]).to_csv(folder / "slides.csv", index=False)
+    return folder
+
+
+def slide_study(folder: Path, *targets: dict[str, Any], **changes: Any) -> SlideStudyConfig:
+    """Return a quick study of such a cohort."""
+    values: dict[str, Any] = {
+        "task": "slides",
+        "name": "small",
+        "bags": str(folder / "bags"),
+        "tables": {"clinical": [str(folder / "clinical.csv")], "slides": str(folder / "slides.csv"), "sites": "SITE"},
+        "protocol": {"targets": list(targets), "split": {"k": 2, "inner_k": 2}},
+        "model": {"head": "gated_attention", "widths": [16], "dropout": 0.0},
+        "training": {"epochs": 6, "lr": 0.01, "warmup_epochs": 0},
+    }
+    for key, value in changes.items():
+        own = values.get(key)
+        values[key] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
+    study = any_study_of(values, "a test")
+    assert isinstance(study, SlideStudyConfig)
+    return study
