@@ -133,7 +133,7 @@ def _wide(
     """Turn rows of outputs into patients x outputs; raw values may be missing, predictions never."""
     if outputs.duplicated(["patient", "output"]).any():
         raise DataError(f"a test patient has two predictions of {target}; join the slides of a patient first")
-    row, place = patients.get_indexer(outputs["patient"]), pd.Index(names).get_indexer(outputs["output"])
+    row, place = patients.get_indexer(pd.Index(outputs["patient"])), pd.Index(names).get_indexer(pd.Index(outputs["output"]))
     known, values = (row >= 0) & (place >= 0), np.full((len(patients), len(names)), np.nan)
     values[row[known], place[known]] = outputs[column].to_numpy(dtype=np.float64)[known]
     lost = np.flatnonzero(np.isnan(values).any(axis=1))
