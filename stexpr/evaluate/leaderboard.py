@@ -23,11 +23,11 @@ from stexpr.evaluate.aggregate import (
 from stexpr.evaluate.comparison import compare_models
 from stexpr.evaluate.lines import Line, read_lines
 from stexpr.evaluate.lineup import complete_models
-from stexpr.evaluate.markdown import render
-from stexpr.evaluate.notes import gene_notes, network_notes
+from stexpr.evaluate.markdown import refuse_other_board, render
+from stexpr.evaluate.notes import gap_notes, gene_notes, network_notes
 from stexpr.evaluate.protocol import check_comparable, protocol_name, select_runs
 from stexpr.evaluate.protocol_card import protocol_card
-from stexpr.evaluate.records import Record, Run, read_records
+from stexpr.evaluate.records import Run, read_records
 from stexpr.types import Progress, silent
 
 __all__ = ["Leaderboard", "build_leaderboard", "leaderboard", "runs_of_board"]
@@ -87,7 +87,7 @@ class Leaderboard:
             DataError: The folder cannot be written.
             ProtocolError: It holds the board of another cohort or protocol.
         """
-        self._refuse_other_board(folder / "leaderboard.md")
+        refuse_other_board(folder / "leaderboard.md", self.markdown())
         from stexpr.evaluate.figures import leaderboard_figure, save_figure
 
         texts = {**self.tables(), "leaderboard.md": self.markdown()}
@@ -97,14 +97,6 @@ class Leaderboard:
             folder / "leaderboard.png", partial(save_figure, leaderboard_figure(self.title, self.models, self.patients))
         )
         return [*(folder / name for name in texts), folder / "leaderboard.png"]
-
-    def _refuse_other_board(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        there = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        here = self.markdown().partition("\n")[0]
-        if there != here:
-            raise ProtocolError(f"{path} holds another board ({there!r}, not {here!r}); give another folder with --output")
 
 
 def build_leaderboard(
@@ -193,7 +185,7 @@ def leaderboard(runs: Sequence[Run], *, unfinished: Sequence[str] = (), progress
             *network_notes(networks, ridge.label, float(ridge.scores.values["pearson"]), comparisons, imageless),
             *gene_notes(left_out, constant),
             *incomplete,
-            *_gaps(records, unfinished),
+            *gap_notes(records, unfinished),
         ],
     )
 
@@ -252,15 +244,3 @@ def _genes(lines: Sequence[Line]) -> pd.DataFrame:
     for place, (name, column) in enumerate(measured.items(), start=2):
         ranked.insert(place, str(name), column.loc[ranked["gene"]].to_numpy())
     return ranked
-
-
-def _gaps(records: Sequence[Record], unfinished: Sequence[str]) -> list[str]:
-    """Say what a board is made of that one would not expect: unfinished runs, unlike versions."""
-    notes = []
-    for package in sorted({package for record in records for package in record.versions}):
-        found = sorted({record.versions.get(package, "unknown") for record in records})
-        if len(found) > 1:
-            notes.append(f"The runs were made with unlike versions of {package}: {', '.join(found)}.")
-    if unfinished:
-        notes.append(f"{len(unfinished)} runs without a record were not read: {'; '.join(unfinished)}.")
-    return notes

@@ -2,22 +2,28 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stexpr.errors import ProtocolError
 from stexpr.evaluate.protocol import REQUIRED, flat
-from stexpr.evaluate.records import Record, Run
+from stexpr.evaluate.records import Run, RunRecord, SlideRun
 
 __all__ = ["complete_models"]
 
 
-def complete_models(runs: Sequence[Run]) -> tuple[dict[str, dict[int, list[Run]]], list[str]]:
+R = TypeVar("R", Run, SlideRun)
+
+
+def complete_models(
+    runs: Sequence[R], required: Mapping[str, str] = REQUIRED
+) -> tuple[dict[str, dict[int, list[R]]], list[str]]:
     """Sort runs by model, seed and fold, and set aside the models and seeds that lack a fold others have.
 
     A model is a set of settings, seed and fold apart; models of one label are told apart by what differs.
 
     Args:
         runs: Comparable runs.
+        required: Label by kind of the baselines that must be complete.
 
     Returns:
         Runs in the order of folds, by model label and seed; and a sentence for each model or copy set aside.
@@ -25,7 +31,7 @@ def complete_models(runs: Sequence[Run]) -> tuple[dict[str, dict[int, list[Run]]
     Raises:
         ProtocolError: A model, seed and fold has two runs of unlike configuration, or a baseline lacks folds.
     """
-    cells: dict[tuple[str, int], dict[int, Run]] = defaultdict(dict)
+    cells: dict[tuple[str, int], dict[int, R]] = defaultdict(dict)
     notes: list[str] = []
     for run in sorted(runs, key=lambda run: (run.record.created, str(run.folder))):
         record = run.record
@@ -40,7 +46,7 @@ def complete_models(runs: Sequence[Run]) -> tuple[dict[str, dict[int, list[Run]]
         notes.append(f"{run.folder.name} is a second copy of {there.folder.name} and was not counted.")
     labels = _labels([run.record for run in runs])
     folds = sorted({run.record.fold.index for run in runs})
-    complete: dict[str, dict[int, list[Run]]] = defaultdict(dict)
+    complete: dict[str, dict[int, list[R]]] = defaultdict(dict)
     for (settings, seed), by_fold in sorted(cells.items(), key=lambda item: (labels[item[0][0]], item[0][1])):
         missing = [fold for fold in folds if fold not in by_fold]
         if missing:
@@ -49,7 +55,7 @@ def complete_models(runs: Sequence[Run]) -> tuple[dict[str, dict[int, list[Run]]
         else:
             complete[labels[settings]][seed] = [by_fold[fold] for fold in folds]
     kinds = {next(iter(seeds.values()))[0].record.model["kind"] for seeds in complete.values()}
-    for kind, name in REQUIRED.items():
+    for kind, name in required.items():
         if kind not in kinds:
             raise ProtocolError(
                 f"the baseline {name} lacks folds that other models have; run stexpr train on the same study, which adds them"
@@ -57,7 +63,7 @@ def complete_models(runs: Sequence[Run]) -> tuple[dict[str, dict[int, list[Run]]
     return complete, notes
 
 
-def _labels(records: Iterable[Record]) -> dict[str, str]:
+def _labels(records: Iterable[RunRecord]) -> dict[str, str]:
     """Name each model; models that share a label are told apart by the settings in which they differ."""
     variants: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for record in records:

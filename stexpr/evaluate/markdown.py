@@ -1,14 +1,17 @@
 """A leaderboard as text for people: the protocol first, then the tables, then what they do not say."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stexpr.errors import ProtocolError
+
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find it
     import stexpr.evaluate.leaderboard
 
-__all__ = ["number", "render", "table"]
+__all__ = ["escape_cell", "number", "refuse_other_board", "render", "table", "whole"]
 
 TOP_GENES = 10
 SCORES = ("rank", "model", "r", "interval", "ceiling", "r / ceiling", "seeds (SD)", "Spearman", "RMSE", "MAE", "R²")
@@ -88,7 +91,7 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
         "## r by patient",
         table(
             ["model", *map(str, board.patients.columns)],
-            [[_escape(str(label)), *(number(value) for value in row)] for label, row in patients],
+            [[escape_cell(str(label)), *(number(value) for value in row)] for label, row in patients],
         ),
         "## Compared over patients",
         table(
@@ -96,20 +99,38 @@ def render(board: "stexpr.evaluate.leaderboard.Leaderboard") -> str:
             [_comparison_row(row) for row in board.comparisons.to_dict("records")],
         ),
         COMPARED,
-        f"## Genes {_escape(leader)} predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
-        table(["rank", "gene", "ceiling", *map(_escape, names)], gene_rows),
+        f"## Genes {escape_cell(leader)} predicts best ({len(gene_rows)} of {len(genes)}; all in per_gene.csv)",
+        table(["rank", "gene", "ceiling", *map(escape_cell, names)], gene_rows),
         f"{unpredictable} of {len(genes)} genes have a ceiling below .1: counting noise hides them from any model.",
         "## Notes",
-        "\n".join(f"- {_escape(note)}" for note in board.notes) if board.notes else "None.",
+        "\n".join(f"- {escape_cell(note)}" for note in board.notes) if board.notes else "None.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def refuse_other_board(path: Path, text: str) -> None:
+    """Refuse to write a board over that of another cohort or protocol, which the first line names.
+
+    Args:
+        path: The Markdown file to be written; where there is none yet, all is well.
+        text: What is to be written.
+
+    Raises:
+        ProtocolError: The file holds another board.
+    """
+    if not path.is_file():
+        return
+    there = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    here = text.partition("\n")[0]
+    if there != here:
+        raise ProtocolError(f"{path} holds another board ({there!r}, not {here!r}); give another folder with --output")
 
 
 def _model_row(row: dict[Any, Any]) -> list[str]:
     bounds = "–" if pd.isna(row["r_low"]) else f"{number(row['r_low'])} to {number(row['r_high'])}"
     seeds = f"{row['n_seeds']}" + ("" if pd.isna(row["r_seed_sd"]) else f" ({row['r_seed_sd']:.3f})")
     return [
-        _whole(row["rank"]),
+        whole(row["rank"]),
         _name(row),
         number(row["r"]),
         bounds,
@@ -117,14 +138,14 @@ def _model_row(row: dict[Any, Any]) -> list[str]:
         number(row["r_over_ceiling"]),
         seeds,
         *(number(row[metric]) for metric in ("spearman", "rmse", "mae", "r2")),
-        _whole(row["genes_median_r_above_0"]),
-        _whole(row["genes_median_r_above_0.5"]),
+        whole(row["genes_median_r_above_0"]),
+        whole(row["genes_median_r_above_0.5"]),
         row["genes_above_chance"],
         row["genes_fdr"],
-        _whole(row["genes_spatial"]),
+        whole(row["genes_spatial"]),
         row["epochs"] or "–",
         f"{row['minutes']:.1f}",
-        _whole(row["parameters"]),
+        whole(row["parameters"]),
     ]
 
 
@@ -135,7 +156,8 @@ def _beyond_row(row: dict[Any, Any]) -> list[str]:
 def _comparison_row(row: dict[Any, Any]) -> list[str]:
     difference = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}"
     tests = [number(row[name]) for name in ("p", "p_holm")]
-    return [_escape(row["a"]), _escape(row["b"]), difference, *tests, _escape(row["verdict"]), row["patients_needed"]]
+    names, verdict = (escape_cell(row["a"]), escape_cell(row["b"])), escape_cell(row["verdict"])
+    return [*names, difference, *tests, verdict, row["patients_needed"]]
 
 
 def _ceiling(row: dict[Any, Any]) -> str:
@@ -143,7 +165,7 @@ def _ceiling(row: dict[Any, Any]) -> str:
 
 
 def _name(row: dict[Any, Any]) -> str:
-    name = _escape(row["model"])
+    name = escape_cell(row["model"])
     return name if row["kind"] == "network" else f"*{name}*"
 
 
@@ -155,11 +177,13 @@ def number(value: float) -> str:
     return "0.000" if text == "-0.000" else text
 
 
-def _whole(value: Any) -> str:
+def whole(value: Any) -> str:
+    """Write a whole number, – where it is undefined."""
     return "–" if pd.isna(value) else f"{int(value):,}"
 
 
-def _escape(text: str) -> str:
+def escape_cell(text: str) -> str:
+    """Keep a text within one cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 

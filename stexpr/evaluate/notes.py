@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from stexpr.evaluate.intervals import Interval
+from stexpr.evaluate.records import RunRecord
 
-__all__ = ["gene_notes", "network_notes"]
+__all__ = ["gap_notes", "gene_notes", "network_notes"]
 
 
 def network_notes(
@@ -65,6 +66,23 @@ def gene_notes(left_out: pd.DataFrame, constant: Mapping[str, tuple[int, int]]) 
             )
         elif count:
             notes.append(f"{label} predicts a constant for {count} gene × section, which enter its mean r as 0.")
+    return notes
+
+
+def gap_notes(records: Sequence[RunRecord], unfinished: Sequence[str]) -> list[str]:
+    """Say what a board is made of that one would not expect: unlike versions, unfinished runs.
+
+    Args:
+        records: Of all runs on the board.
+        unfinished: Runs without a record, in words.
+    """
+    notes = []
+    for package in sorted({package for record in records for package in record.versions}):
+        found = sorted({record.versions.get(package, "unknown") for record in records})
+        if len(found) > 1:
+            notes.append(f"The runs were made with unlike versions of {package}: {', '.join(found)}.")
+    if unfinished:
+        notes.append(f"{len(unfinished)} runs without a record were not read: {'; '.join(unfinished)}.")
     return notes
 
 

@@ -6,25 +6,29 @@ task, protocol, cohort, split and, fold by fold, the gene panel are the same.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from stexpr.config import BASELINES
 from stexpr.errors import ProtocolError, nearest
-from stexpr.evaluate.records import Record, Run
+from stexpr.evaluate.records import Record, Run, RunRecord, SlideRecord, SlideRun
 
 __all__ = ["REQUIRED", "check_comparable", "flat", "protocol_name", "select_runs"]
 
-REQUIRED: Final = {model.kind: model.label for model in BASELINES}
+REQUIRED: Final[Mapping[str, str]] = {model.kind: model.label for model in BASELINES}
 """What stands on every board."""
 
 
-def select_runs(runs: Sequence[Run], cohort: str | None, protocol: str | None) -> list[Run]:
+R = TypeVar("R", Run, SlideRun)
+S = TypeVar("S", bound=RunRecord)
+
+
+def select_runs(runs: Sequence[R], cohort: str | None, protocol: str | None) -> list[R]:
     """Keep the runs on one cohort and under one protocol, each given by name or hash.
 
     Raises:
         ProtocolError: None is left.
     """
-    wanted: list[tuple[str, str | None, Callable[[Record], tuple[str, str]]]] = [
+    wanted: list[tuple[str, str | None, Callable[[RunRecord], tuple[str, str]]]] = [
         ("cohort", cohort, lambda record: (record.cohort.name, record.cohort.hash)),
         ("protocol", protocol, lambda record: (str(record.protocol.get("name", "")), record.protocol_hash)),
     ]
@@ -39,16 +43,18 @@ def select_runs(runs: Sequence[Run], cohort: str | None, protocol: str | None) -
     return chosen
 
 
-def check_comparable(records: Sequence[Record]) -> None:
+def check_comparable(records: Sequence[Record] | Sequence[SlideRecord]) -> None:
     """Refuse records that must not share a table.
+
+    Studies of spots need their baselines; one of slides without a baseline says so in its notes.
 
     Raises:
         ProtocolError: Unlike tasks, protocols, cohorts or splits; a fold with two panels or two sets of test patients; a
-            model, seed and fold with unlike results on record; a missing baseline.
+            model, seed and fold with unlike results on record; a study of spots without a baseline.
     """
     if not records:
         raise ProtocolError("there is no finished run to compare; make some with stexpr train")
-    shared: list[tuple[str, str, Callable[[Record], str]]] = [
+    shared: list[tuple[str, str, Callable[[Record | SlideRecord], str]]] = [
         ("task", "give the runs of one task at a time", lambda r: r.task),
         (
             "protocol",
@@ -70,16 +76,18 @@ def check_comparable(records: Sequence[Record]) -> None:
             raise ProtocolError(
                 f"the runs hold {len(found)} {what}s ({', '.join(found)}{reason}), which never share a table; {advice}"
             )
-    _check_folds(records, "gene panels", lambda record: record.panel.hash)
+    spots = [record for record in records if isinstance(record, Record)]
+    _check_folds(spots, "gene panels", lambda record: record.panel.hash)
     _check_folds(records, "sets of test patients", lambda record: record.fold.test_patients)
-    missing = [name for kind, name in REQUIRED.items() if all(record.model["kind"] != kind for record in records)]
+    kinds = {record.model["kind"] for record in spots}
+    missing = [name for kind, name in REQUIRED.items() if spots and kind not in kinds]
     if missing:
         raise ProtocolError(
             f"the baselines are missing: {', '.join(missing)}; run stexpr train on the same study, which adds them"
         )
 
 
-def _check_folds(records: Sequence[Record], what: str, part: Callable[[Record], Any]) -> None:
+def _check_folds(records: Sequence[S], what: str, part: Callable[[S], Any]) -> None:
     in_fold: dict[int, dict[Any, str]] = defaultdict(dict)
     for record in records:
         in_fold[record.fold.index].setdefault(part(record), record.model_label)
@@ -92,7 +100,7 @@ def _check_folds(records: Sequence[Record], what: str, part: Callable[[Record], 
             )
 
 
-def _protocol_difference(records: Sequence[Record]) -> str:
+def _protocol_difference(records: Sequence[RunRecord]) -> str:
     one = flat(records[0].protocol)
     other = flat(next(record.protocol for record in records if record.protocol_hash != records[0].protocol_hash))
     keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key) and key != "name")

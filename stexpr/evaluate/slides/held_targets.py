@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from stexpr.evaluate.slides.held_out import HeldOut
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.results import SlideResults, TargetInfo
 
-__all__ = ["FoldFit", "TestedTarget", "tested_target"]
+__all__ = ["FoldFit", "TestedTarget", "tested_targets"]
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,39 @@ class TestedTarget:
         return len(self.held_out)
 
 
-def tested_target(folds: Mapping[str, SlideResults], name: str) -> TestedTarget | None:
-    """Put the test patients of all folds together.
+def tested_targets(folds: Mapping[str, SlideResults]) -> dict[str, TestedTarget | None]:
+    """Put the test patients of all folds together, target by target.
 
     Args:
         folds: Results by name of the fold, of one cross-validation.
-        name: Of the target.
 
     Returns:
-        The target, None where no test patient has a label.
+        In the order of the targets; None where no test patient has a label.
 
     Raises:
         DataError: A labeled test patient without a prediction or with two, or a label that is no number where one is needed.
         LeakageError: A patient tested in two folds.
     """
-    parts = {fold: _of_fold(results, name) for fold, results in folds.items() if name in results.targets}
+    infos: dict[str, TargetInfo] = {}
+    parts: dict[str, dict[str, _Part]] = {}
+    for fold, results in folds.items():
+        labels = dict(list(results.labels.groupby("target")))
+        outputs = dict(list(results.outputs[results.outputs["part"] == "test"].groupby("target")))
+        for name, info in results.targets.items():
+            infos.setdefault(name, info)
+            of_target = (labels.get(name, results.labels.iloc[:0]), outputs.get(name, results.outputs.iloc[:0]))
+            parts.setdefault(name, {})[fold] = _of_fold(*of_target, info)
+    return {name: _put_together(info, parts[name]) for name, info in infos.items()}
+
+
+_Part: TypeAlias = tuple[pd.DataFrame, Array, Array, FoldFit]
+"""Labels of test patients, values, raw outputs, and what the fold knows."""
+
+
+def _put_together(info: TargetInfo, parts: Mapping[str, _Part]) -> TestedTarget | None:
     tested = {fold: part for fold, part in parts.items() if len(part[0])}
     if not tested:
         return None
-    info = next(iter(folds.values())).targets[name]
     labels = pd.concat([part[0] for part in tested.values()])
     value, raw = (np.concatenate([part[k] for part in tested.values()]) for k in (1, 2))
     names = [fold for fold, part in tested.items() for _ in range(len(part[0]))]
@@ -97,18 +111,15 @@ def tested_target(folds: Mapping[str, SlideResults], name: str) -> TestedTarget 
     return TestedTarget(info, held_out, value, raw, _truth(labels, info), {fold: part[3] for fold, part in tested.items()})
 
 
-def _of_fold(results: SlideResults, name: str) -> tuple[pd.DataFrame, Array, Array, FoldFit]:
-    info = results.targets[name]
-    labels = results.labels[results.labels["target"] == name]
+def _of_fold(labels: pd.DataFrame, outputs: pd.DataFrame, info: TargetInfo) -> _Part:
     tested = labels[labels["part"] == "test"].set_index("patient").sort_index()
-    outputs = results.outputs[(results.outputs["target"] == name) & (results.outputs["part"] == "test")]
     columns = list(info.classes) or [""]
-    value, raw = (_wide(outputs, column, tested.index, columns, name) for column in ("value", "raw"))
+    value, raw = (_wide(outputs, column, tested.index, columns, info.name) for column in ("value", "raw"))
     training = labels[labels["part"] == "train"]
     survival = None
     if info.kind == "survival" and info.horizons:
         times = outputs[outputs["output"] != ""].assign(output=lambda table: table["output"].astype(float))
-        survival = _wide(times, "value", tested.index, list(info.horizons), name)
+        survival = _wide(times, "value", tested.index, list(info.horizons), info.name)
     of_survival = training if info.kind == "survival" else training.iloc[:0]
     time = of_survival["time"].to_numpy(dtype=np.float64)
     fit = FoldFit(info, time, of_survival["event"].to_numpy(dtype=np.float64) == 1, survival)
@@ -122,8 +133,9 @@ def _wide(
     """Turn rows of outputs into patients x outputs; raw values may be missing, predictions never."""
     if outputs.duplicated(["patient", "output"]).any():
         raise DataError(f"a test patient has two predictions of {target}; join the slides of a patient first")
-    table = outputs.pivot(index="patient", columns="output", values=column).reindex(index=patients, columns=names)
-    values = table.to_numpy(dtype=np.float64)
+    row, place = patients.get_indexer(pd.Index(outputs["patient"])), pd.Index(names).get_indexer(pd.Index(outputs["output"]))
+    known, values = (row >= 0) & (place >= 0), np.full((len(patients), len(names)), np.nan)
+    values[row[known], place[known]] = outputs[column].to_numpy(dtype=np.float64)[known]
     lost = np.flatnonzero(np.isnan(values).any(axis=1))
     if column == "value" and lost.size:
         raise DataError(

@@ -30,10 +30,12 @@ class Picks:
     Attributes:
         predicted: Places among predictions.
         truth: Places among truths, of the same shape.
+        shuffled: Every row of `predicted` holds the same places in another order, and rows of `truth` are alike.
     """
 
     predicted: Int[Array, "R N"]
     truth: Int[Array, "R N"]
+    shuffled: bool = False
 
 
 def replicate_scores(
@@ -61,7 +63,7 @@ def replicate_scores(
         else:
             step = max(1, CELLS // (2 * pick.predicted.shape[1]))
             parts = [
-                Picks(pick.predicted[start : start + step], pick.truth[start : start + step])
+                Picks(pick.predicted[start : start + step], pick.truth[start : start + step], pick.shuffled)
                 for start in range(0, len(pick.predicted), step)
             ]
             values.append(np.concatenate([at_once(part, predicted, truth[0]) for part in parts]))
@@ -80,6 +82,8 @@ def _one_by_one(metric: Callable[..., float], picks: Picks, predicted: Array, tr
 
 def _auroc(picks: Picks, predicted: Float[Array, "V"], positive: Bool[Array, "P"]) -> Float64[Array, "R"]:
     """Count by value: each positive patient is above the negative ones of lower values, and level with half of its equals."""
+    if picks.shuffled:
+        return _shuffled_auroc(picks, predicted, positive[picks.truth[0]])
     used = np.zeros(len(predicted), dtype=bool)
     used[picks.predicted] = True
     values, place = np.unique(predicted[used], return_inverse=True)
@@ -91,6 +95,18 @@ def _auroc(picks: Picks, predicted: Float[Array, "V"], positive: Bool[Array, "P"
     twice = (above * (2 * below.cumsum(axis=1) - below)).sum(axis=1)
     pairs = above.sum(axis=1) * below.sum(axis=1)
     return np.where(pairs > 0, twice / 2 / np.maximum(pairs, 1), np.nan)
+
+
+def _shuffled_auroc(picks: Picks, predicted: Float[Array, "V"], positive: Bool[Array, "N"]) -> Float64[Array, "R"]:
+    """Sum the ranks that fall to positive patients; ranks themselves do not change."""
+    from scipy.stats import rankdata
+
+    rank, n = np.zeros(len(predicted)), int(positive.sum())
+    rank[picks.predicted[0]] = rankdata(predicted[picks.predicted[0]])
+    pairs = n * (len(positive) - n)
+    if not pairs:
+        return np.full(len(picks.predicted), np.nan)
+    return np.asarray((rank[picks.predicted[:, positive]].sum(axis=1) - n * (n + 1) / 2) / pairs)
 
 
 def _spearman(picks: Picks, predicted: Float[Array, "V"], measured: Float[Array, "P"]) -> Float64[Array, "R"]:

@@ -126,7 +126,7 @@ def permutation_p(
     rng, picks = np.random.default_rng(seed), {}
     for fold, inside in rows.items():
         still = np.broadcast_to(inside, (n, len(inside)))
-        picks[fold] = Picks(rng.permuted(still, axis=1), still)
+        picks[fold] = Picks(rng.permuted(still, axis=1), still, shuffled=True)
     reached = sign * replicate_scores(metric, picks, predicted, truth) >= observed - TIE
     return (1 + int(reached.sum())) / (1 + n)
 

@@ -6,7 +6,7 @@ from stexpr.config.slides import SlideProtocol
 from stexpr.errors import DataError
 from stexpr.evaluate.run_record import Value
 from stexpr.evaluate.slides.held_out import FoldScores
-from stexpr.evaluate.slides.held_targets import tested_target
+from stexpr.evaluate.slides.held_targets import tested_targets
 from stexpr.evaluate.slides.measures import HORIZON_SCORES, MEASURES, score_target
 from stexpr.evaluate.slides.results import SlideResults, TargetKind
 
@@ -32,10 +32,10 @@ def score_fold(results: SlideResults, protocol: SlideProtocol) -> tuple[str, dic
     """
     if not results.targets:
         raise DataError("the results hold no target; train on a target at least")
-    values: dict[str, Value] = {}
+    tested, values = tested_targets({FOLD: results}), dict[str, Value]()
     by_measure: dict[str, list[Value]] = {}
     for name, info in results.targets.items():
-        target = tested_target({FOLD: results}, name)
+        target = tested[name]
         names = [measure.name for measure in MEASURES[info.kind]] + (list(HORIZON_SCORES) if info.kind == "survival" else [])
         scored = {} if target is None else score_target(target)
         for measure in names:

@@ -46,7 +46,8 @@ def screen_genes(
 
     Returns:
         By gene, in the order given: `n_patients`, `n_positive`, `n_folds` (defined), `auroc`, `low`, `high`, `auprc`,
-        `auroc_pooled`, `p`, `q`, `significant`, `reason` (why not tested, or which folds are undefined; else empty).
+        `auroc_pooled`, `p`, `q`, `significant`, `interval` (what it covers, or why there is none), `reason` (why not tested, or
+        which folds are undefined; else empty).
 
     Raises:
         DataError: Unlike shapes, a gene twice, a label other than 0, 1 and NaN, or a prediction that is not finite.
@@ -62,7 +63,7 @@ def screen_genes(
         counts = (len(known), int(positive.sum()))
         if min(counts[1], counts[0] - counts[1]) < fewest:
             reason = f"not tested: {counts[1]} positive of {counts[0]} patients, needs {fewest} of each"
-            rows.append((*counts, 0, *[np.nan] * 6, reason))
+            rows.append((*counts, 0, *[np.nan] * 6, "", reason))
             continue
         kept = held_out.only(known)
         scores = score_folds(auroc, kept, score, positive)
@@ -73,8 +74,11 @@ def screen_genes(
         reason = "; ".join(f"fold {fold}: {why}" for fold, why in scores.undefined.items())
         precision = score_folds(auprc, kept, score, positive).mean
         folds = len(scores.values) - len(scores.undefined)
-        rows.append((*counts, folds, scores.mean, interval.low, interval.high, precision, scores.pooled, p, reason))
-    columns = ["n_patients", "n_positive", "n_folds", "auroc", "low", "high", "auprc", "auroc_pooled", "p", "reason"]
+        rows.append(
+            (*counts, folds, scores.mean, interval.low, interval.high, precision, scores.pooled, p, interval.kind, reason)
+        )
+    numbers = ["n_patients", "n_positive", "n_folds", "auroc", "low", "high", "auprc", "auroc_pooled", "p"]
+    columns = [*numbers, "interval", "reason"]
     table = pd.DataFrame(rows, index=pd.Index(genes, name="gene"), columns=columns)
     q, significant = benjamini_hochberg(table["p"].to_numpy(dtype=np.float64), alpha)
     table.insert(9, "q", q)
