@@ -86,5 +86,5 @@ def save_tuned(folder: Path, source: str | Path, encoder: nn.Module) -> None:
         transform=began.transform,
         preprocessing=began.preprocessing,
         provenance={**began.provenance, "label": f"{began.provenance.get('label', '')}, last blocks trained with a slide head"},
-        release=began.release,
+        release=began.release.model_copy(update={"symmetries": False}),  # a head saw single views
     )

@@ -237,6 +237,11 @@ def _export(job: SlideJob, training: HeadTraining, model: BagModel, fitted: Fitt
         "patch_px": bag.patch_px,
         "versions": versions(),
     }
+    encoder = bag.encoder
+    if job.finetune is not None and model.encoder is not None:
+        tuned = job.folder / names.MODEL / "encoder"
+        save_tuned(tuned, job.finetune.encoder, model.encoder)
+        encoder = load_model(tuned).hash
     head = LoadedHead(
         model=model,
         kind=config.model.head,
@@ -246,14 +251,12 @@ def _export(job: SlideJob, training: HeadTraining, model: BagModel, fitted: Fitt
         covariates=job.coding,
         unlearned=training.unlearned,
         several_slides=config.protocol.several_slides,
-        encoder=bag.encoder,
+        encoder=encoder,
         fitted=tuple(asdict(target) for target in fitted.targets.values()),
         baseline=fitted.baseline,
         provenance=provenance,
     )
     save_head(job.folder / names.MODEL, head, widths=config.model.widths, dropout=config.model.dropout)
-    if job.finetune is not None and model.encoder is not None:
-        save_tuned(job.folder / names.MODEL / "encoder", job.finetune.encoder, model.encoder)
 
 
 def _record(job: SlideJob, training: HeadTraining, model: BagModel, results: SlideResults) -> SlideRecord:
