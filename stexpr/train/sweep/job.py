@@ -1,15 +1,14 @@
 """One run of a sweep, as an engine performs it in whatever process."""
 
-import errno
 import json
 import traceback
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from stexpr.config import StudyConfig
-from stexpr.config.files import write_whole
+from stexpr.config.files import is_disk_full, write_whole
 from stexpr.data.splits import Fold
 from stexpr.data.store import PreparedCohort
 from stexpr.engines.tasks import Task, in_one_line
@@ -22,7 +21,6 @@ from stexpr.train.study import hash_of_split, open_cohort, study_folds
 from stexpr.train.sweep.plan import STOP, Plan, PlannedRun
 
 Became: TypeAlias = Literal["done", "failed", "busy", "stopped", "disk full"]
-DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def task_of(run: PlannedRun, plan: Plan, runs: Path) -> Task:
@@ -66,7 +64,7 @@ def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
     except BusyError as err:
         return {"became": "busy", "error": str(err)}
     except Exception as err:  # the other runs of the sweep go on
-        if _is_disk_full(err):
+        if is_disk_full(err):
             return {"became": "disk full", "error": str(err)}
         error = str(err) if isinstance(err, StexprError) else in_one_line(err)
         write_failure(folder, error, traceback.format_exc())
@@ -86,13 +84,3 @@ def _opened(study: str, cohort_at: str) -> tuple[StudyConfig, PreparedCohort, tu
     config = StudyConfig.model_validate_json(study)
     cohort = open_cohort(config.model_copy(update={"cohort": Path(cohort_at)}))
     return config, cohort, study_folds(config, cohort)
-
-
-def _is_disk_full(err: BaseException | None) -> bool:
-    while err is not None:
-        if isinstance(err, OSError) and err.errno in DISK_FULL:
-            return True
-        if isinstance(err, DataError) and "No space left on device" in str(err):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
