@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, export, predict, sweep, terminal, tracker
+from stexpr.cli import config, data, export, predict, slides, sweep, terminal, tracker
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(slides.app, name="slides")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(tracker.app, name="wandb")
 app.command()(export.export)

@@ -28,6 +28,11 @@ PREDICT_FLAGS = [
     *("--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"),
     *("--output", "--preservation", "--species", "--stride", "--tissue"),
 ]
+EMBED_FLAGS = [
+    *("--address", "--batch-size", "--device", "--download", "--engine", "--expression", "--gpus", "--min-tissue", "--model"),
+    *("--mpp", "--output", "--patches", "--retry", "--roi-class", "--rois", "--slurm", "--stride-um", "--threads"),
+    *("--weights", "--workers"),
+]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "config schema": [],
@@ -46,6 +51,7 @@ FROZEN = {
     "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
     "predict": sorted([*PREDICT_FLAGS, "-m", "-o", "SLIDE"]),
     "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
+    "slides embed": sorted([*EMBED_FLAGS, "-m", "-o", "SOURCE"]),
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),
     "sweep status": ["--runs", "--watch", "NAMES"],
