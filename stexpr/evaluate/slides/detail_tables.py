@@ -40,7 +40,7 @@ class DetailTables:
         calibration: By head and binary target: `n_patients`, `temperature` (mean over folds, NaN where a fold has none),
             `ece_before` (of the head's own logits), `ece_after`, over all patients at once, `reason`.
         reliability: By head and binary target, in bins of probability, as `reliability_curve` gives them.
-        agreement: By head and fraction or number, over all patients at once: `bias`, `low`, `high` (limits of agreement), `slope`.
+        agreement: By head and fraction or number, over all patients at once: `bias`, limits `low` and `high`, `slope`.
         points: By head, such target and `patient`: `fold`, `measured`, `predicted`.
         confounders: By head, binary target and `confounder`: AUROC `plain` and `stratified`, `null_mean`, `p`, `n_pairs`,
             `share`, `without_pair` (patients by stratum, in words), `reason`.

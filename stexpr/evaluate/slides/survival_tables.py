@@ -36,8 +36,9 @@ class SurvivalTables:
 
     Attributes:
         tests: By head and target: `model`, `target`, `n_low`, `n_high`, `median_low`, `median_high` (NaN where a curve stays
-            above one half), `log_rank_p`, `hazard_ratio` per SD with `hr_low`, `hr_high`, `hr_p`, the same adjusted (`adjusted_…`),
-            `adjusted_for`, `adjusted_patients` (with no covariate missing) and `reason` (what is undefined and why; else empty).
+            above one half), `log_rank_p`, `hazard_ratio` per SD with `hr_low`, `hr_high`, `hr_p`, the same adjusted
+            (`adjusted_…`), `adjusted_for`, `adjusted_patients` (with no covariate missing) and `reason` (what is undefined and
+            why; else empty).
         curves: By head, target and group: `time`, `survival`, `low`, `high`, `at_risk`, `events`, `censored`; the first row is
             time 0.
         at_risk: By head, target, group and `time`: `at_risk`, for the table below a plot.
@@ -104,21 +105,17 @@ def _curves(
     for group, side, own in zip(GROUPS, ("low", "high"), (~high, high), strict=True):
         curve = kaplan_meier(time[own], event[own])
         found[f"n_{side}"], found[f"median_{side}"] = int(own.sum()), curve.median
-        steps = curve.table
-        start = {"group": group, "time": 0.0, "survival": 1.0, "low": 1.0, "high": 1.0}
-        rows.append({**start, "at_risk": int(own.sum()), "events": 0, "censored": 0})
-        rows += [
-            dict(
-                zip(("group", "time", "survival", "low", "high", "at_risk", "events", "censored"), (group, *step), strict=True)
-            )
-            for step in zip(
-                *(steps.time, curve.survival, curve.low, curve.high, steps.at_risk, steps.events, steps.censored), strict=True
-            )
-        ]
+        start = {"time": 0.0, "survival": 1.0, "low": 1.0, "high": 1.0, "at_risk": int(own.sum()), "events": 0, "censored": 0}
+        steps = pd.DataFrame({**vars(curve.table), "survival": curve.survival, "low": curve.low, "high": curve.high})
+        rows += [{"group": group, **start}, *({"group": group, **step} for step in _records(steps[list(start)]))]
         table += [
             {"group": group, "time": tick, "at_risk": int(n)} for tick, n in zip(ticks, curve.at_risk(ticks), strict=True)
         ]
     return found, rows, table
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _ticks(last: float) -> Array:
@@ -132,12 +129,12 @@ def _ticks(last: float) -> Array:
 def _tested(
     target: TestedTarget, high: Bool[Array, "P"] | None, why: str, validation: CrossValidation, covariates: Sequence[str]
 ) -> dict[str, Any]:
-    reasons = [why] if why else []
+    (time, event), reasons = target.truth, [why] if why else []
     row: dict[str, Any] = {"log_rank_p": np.nan}
     if high is not None:
         names = np.where(high, GROUPS[1], GROUPS[0]).tolist()
         try:
-            row["log_rank_p"] = log_rank(*target.truth, groups=names, strata=target.held_out.folds).p
+            row["log_rank_p"] = log_rank(time, event, names, target.held_out.folds).p
         except MetricError as error:
             reasons.append(str(error))
     known, coded, left_out = _coded(validation.patients.loc[list(target.held_out.patients)], covariates)
@@ -148,8 +145,7 @@ def _tested(
         if prefix and (coded is None or not len(rows)):
             continue
         try:
-            own = [array[rows] for array in (target.value, *target.truth)]
-            ratio = hazard_ratio(*own, target.held_out.only(rows), columns)  # type: ignore[arg-type]
+            ratio = hazard_ratio(target.value[rows], time[rows], event[rows], target.held_out.only(rows), columns)
             row |= dict(zip(keys, (ratio.ratio, ratio.low, ratio.high, ratio.p), strict=True))
         except (MetricError, DataError) as error:
             reasons.append(f"{'adjusted: ' if prefix else ''}{error}")
@@ -174,10 +170,11 @@ def _coded(patients: pd.DataFrame, covariates: Sequence[str]) -> tuple[Array, pd
     complete = pd.DataFrame(kept)
     known = np.flatnonzero(complete.notna().all(axis=1).to_numpy())
     columns: dict[str, Array] = {}
-    for name, column in complete.iloc[known].items():
+    for name in kept:
+        column = complete[name].iloc[known]
         numbers = _numbers(column)
         if numbers is not None:
-            columns[str(name)] = numbers
+            columns[name] = numbers
             continue
         usual = column.value_counts().index[0]
         for level in sorted(set(column) - {usual}):
