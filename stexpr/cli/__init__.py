@@ -174,7 +174,7 @@ def leaderboard(
         terminal.say(words)
     terminal.say(f"written to {output / 'index.html' if html else output}")
     if wandb:
-        from stexpr.train.mirror import log_board
+        from stexpr.train.mirror_board import log_board
 
         terminal.say(log_board(board, wandb, output, runs=runs))
 

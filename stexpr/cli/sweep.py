@@ -159,7 +159,7 @@ def _run(
 def _log_board(runs: Path, project: str, folder: Path) -> None:
     from stexpr.errors import ProtocolError
     from stexpr.evaluate.leaderboard import build_leaderboard
-    from stexpr.train.mirror import log_board
+    from stexpr.train.mirror_board import log_board
 
     try:
         terminal.say(log_board(build_leaderboard(runs), project, folder, runs=runs))
