@@ -1,7 +1,7 @@
 """`stexpr slides`: heads on whole slides, from the slides on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +44,10 @@ def embed(
     ] = None,
     threads: Threads = None,
     gpus: Gpus = None,
+    readers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With ray: processes that only cut patches, for the workers, which then share each slide."),
+    ] = None,
     address: Address = None,
     slurm: Slurm = None,
 ) -> None:
@@ -61,7 +65,7 @@ def embed(
         roi_classes=tuple(roi_class or ()),
     )
     options = {"workers": workers, "threads": threads, "gpus": gpus, "address": address, "slurm": slurm}
-    chosen = make_chosen_engine(engine, options, output / STATE / "logs")
+    chosen = _pipelined(engine, readers, options) if readers else make_chosen_engine(engine, options, output / STATE / "logs")
     encoder = EncoderSource(model, weights, download, device, batch_size)
     with terminal.bar() as progress:
         result = embed_slides(
@@ -70,3 +74,15 @@ def embed(
     terminal.say(result.in_words(output))
     if not result.is_complete:
         raise typer.Exit(1)
+
+
+def _pipelined(engine: str, readers: int, options: dict[str, Any]) -> Any:
+    """Build the pipeline of readers and workers on Ray."""
+    from stexpr.engines.ray.pipeline import RayPipeline
+    from stexpr.errors import ConfigError
+    from stexpr.train.slides.embed_pipeline import PipelinedEngine
+
+    if engine != "ray":
+        raise ConfigError(f"--readers goes with --engine ray, not {engine}")
+    own = {key: options[key] for key in ("workers", "threads", "gpus", "address")}
+    return PipelinedEngine(RayPipeline(readers=readers, **own))

@@ -16,7 +16,7 @@ from stexpr.data.bags import Bag, BagRows, write_bag
 from stexpr.data.rois import read_rois
 from stexpr.data.slide_files import slide_bytes, slide_hash
 from stexpr.errors import ConfigError, ModelError
-from stexpr.inference.encoder import PatchModel
+from stexpr.inference.encoder import ModelInput, PatchModel
 from stexpr.inference.layout import SlideLayout, lay_out
 from stexpr.inference.patches import Outputs, PatchCutter, run_model
 from stexpr.models.baselines import color_features, fitting_radii
@@ -164,7 +164,7 @@ class OpenedSlide:
 
 @contextmanager
 def open_for_bag(
-    slide: Path, model: PatchModel, settings: EmbedSettings, rois: str | Path | None = None
+    slide: Path, model: PatchModel | ModelInput, settings: EmbedSettings, rois: str | Path | None = None
 ) -> Iterator[OpenedSlide]:
     """Open a slide and find its patches; raises as `embed_slide`."""
     regions = None if rois is None else read_rois(rois, settings.roi_classes)

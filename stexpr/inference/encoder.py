@@ -1,7 +1,7 @@
 """What turns patches into features: a model that stexpr exported, or the encoder of one alone, or a published one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from stexpr.models.export.encoder import Encoder
 from stexpr.models.weights import weights_hash
 from stexpr.panel import Preprocessing
 
-__all__ = ["PatchModel", "PlainEncoder", "open_encoder"]
+__all__ = ["ModelInput", "PatchModel", "PlainEncoder", "open_encoder"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,53 @@ class PlainEncoder:
 
 
 PatchModel: TypeAlias = LoadedModel | PlainEncoder
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model wants to see, without its weights: enough to cut its patches in another process.
+
+    Attributes:
+        preprocessing: As the model's.
+        release: As the model's, as far as patches depend on it.
+        hash: As the model's.
+        genes: As the model's.
+        device: Where the model runs.
+        provenance: As the model's.
+    """
+
+    preprocessing: Preprocessing
+    release: Release
+    hash: str
+    genes: tuple[str, ...]
+    device: torch.device
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: PatchModel) -> "ModelInput":
+        """Take what patches depend on out of a model."""
+        known = model.release
+        release = Release(symmetries=known.symmetries, stain_reference=known.stain_reference)
+        return cls(model.preprocessing, release, model.hash, model.genes, model.device, dict(model.provenance))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "preprocessing": asdict(self.preprocessing),
+            "release": self.release.model_dump(mode="json"),
+            "hash": self.hash,
+            "genes": list(self.genes),
+            "device": self.device.type,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelInput":
+        """Return what became these values."""
+        seen = dict(values["preprocessing"])
+        preprocessing = Preprocessing(**{**seen, "mean": tuple(seen["mean"]), "sd": tuple(seen["sd"])})
+        release, device = Release.model_validate(values["release"]), torch.device(values["device"])
+        return cls(preprocessing, release, values["hash"], tuple(values["genes"]), device, values["provenance"])
 
 
 def open_encoder(source: str | Path, *, weights: Path | None = None, download: bool = False) -> PatchModel:

@@ -20,7 +20,7 @@ from stexpr.data.slide_files import slide_bytes
 from stexpr.data.tissue import TissueMask, find_tissue
 from stexpr.errors import ConfigError, DataError, DomainWarning, ScaleError
 from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
-from stexpr.inference.encoder import PatchModel
+from stexpr.inference.encoder import ModelInput, PatchModel
 from stexpr.inference.patches import PatchCutter
 from stexpr.types import Progress
 
@@ -54,7 +54,7 @@ class SlideLayout:
 
     slide: Path
     image: SlideImage
-    model: PatchModel
+    model: PatchModel | ModelInput
     mpp: float
     mpp_source: str
     picture: UInt8[Array, "H W 3"]
@@ -108,7 +108,7 @@ class SlideLayout:
 @contextmanager
 def lay_out(
     slide: Path,
-    model: PatchModel,
+    model: PatchModel | ModelInput,
     *,
     mpp: float | None = None,
     stride_um: float | None = None,
@@ -169,7 +169,7 @@ def _divided(
     image: SlideImage,
     picture: UInt8[Array, "H W 3"],
     mpp: float,
-    model: PatchModel,
+    model: PatchModel | ModelInput,
     stride_um: float | None,
     min_tissue: float,
 ) -> tuple[TissueMask, SlideGrid]:

@@ -15,7 +15,7 @@ from stexpr.data.tissue import TissueMask
 from stexpr.data.windows import Windows
 from stexpr.errors import ModelError
 from stexpr.inference import autocast, out_of_memory, release_memory
-from stexpr.inference.encoder import PatchModel
+from stexpr.inference.encoder import ModelInput, PatchModel
 
 __all__ = ["Outputs", "PatchCutter", "run_model"]
 
@@ -45,7 +45,7 @@ class PatchCutter:
 
     @classmethod
     def of(
-        cls, model: PatchModel, image: SlideImage, mpp: float, mask: TissueMask, centers: Float[Array, "S 2"]
+        cls, model: PatchModel | ModelInput, image: SlideImage, mpp: float, mask: TissueMask, centers: Float[Array, "S 2"]
     ) -> "PatchCutter":
         """Prepare for one image; where the model was trained on normalized stain, the image's own is fitted.
 

@@ -30,7 +30,7 @@ PREDICT_FLAGS = [
 ]
 EMBED_FLAGS = [
     *("--address", "--batch-size", "--device", "--download", "--engine", "--expression", "--gpus", "--min-tissue", "--model"),
-    *("--mpp", "--output", "--patches", "--retry", "--roi-class", "--rois", "--slurm", "--stride-um", "--threads"),
+    *("--mpp", "--output", "--patches", "--readers", "--retry", "--roi-class", "--rois", "--slurm", "--stride-um", "--threads"),
     *("--weights", "--workers"),
 ]
 FROZEN = {

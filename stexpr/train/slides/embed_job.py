@@ -89,12 +89,9 @@ def perform_slide(argument: dict[str, Any]) -> dict[str, Any]:
     try:
         with stop_on_signals() as stop, stop_on_file(stop, stop_file), warnings.catch_warnings():
             warnings.simplefilter("ignore", DomainWarning)  # the bag and the summary say it
-            model = _opened(argument["encoder"], argument["weights"], argument["download"], argument["device"])
-            if model.hash != argument["hash"]:
-                raise ModelError(f"{argument['encoder']} changed since the embedding began; start it again")
             embed_slide(
                 argument["slide"],
-                model,
+                open_once(argument),
                 Path(argument["bags"]) / f"{argument['name']}.h5",
                 settings=settings_of(argument["settings"]),
                 rois=argument["rois"],
@@ -134,6 +131,18 @@ def until(stop: StopFlag) -> Progress:
             yield item
 
     return progress
+
+
+def open_once(argument: dict[str, Any]) -> PatchModel:
+    """Load the encoder of a task, once in a process.
+
+    Raises:
+        ModelError: As `open_encoder`; or it is not the one the embedding began with.
+    """
+    model = _opened(argument["encoder"], argument["weights"], argument["download"], argument["device"])
+    if model.hash != argument["hash"]:
+        raise ModelError(f"{argument['encoder']} changed since the embedding began; start it again")
+    return model
 
 
 @lru_cache(maxsize=1)
