@@ -15,6 +15,7 @@ import pandas as pd
 __all__ = [
     "RESULTS_S",
     "SYNCED",
+    "as_table",
     "client",
     "close_run",
     "default_entity",
