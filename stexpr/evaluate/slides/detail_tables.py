@@ -168,5 +168,5 @@ def _grouped(column: "pd.Series[Any]") -> "pd.Series[Any]":
     if not numbers.notna().equals(known.notna()) or numbers.nunique() <= MOST_VALUES:
         return known
     parts, edges = pd.qcut(numbers, PARTS, labels=False, retbins=True, duplicates="drop")
-    names = [f"{place + 1}: {low:g} to {high:g}" for place, (low, high) in enumerate(pairwise(edges))]
+    names = [f"{place + 1}: {low:.4g} to {high:.4g}" for place, (low, high) in enumerate(pairwise(edges))]
     return parts.map(dict(enumerate(names)))

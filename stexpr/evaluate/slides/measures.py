@@ -20,7 +20,7 @@ from stexpr.evaluate.slides.horizons import brier_score, integrated_auc, integra
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.results import TargetKind
 
-__all__ = ["HORIZON_SCORES", "MEASURES", "Measure", "horizon_scores", "mean_absolute_error", "score_target"]
+__all__ = ["HORIZON_SCORES", "MEASURES", "Measure", "heading_of", "horizon_scores", "mean_absolute_error", "score_target"]
 
 
 def mean_absolute_error(predicted: Float[Array, "P"], measured: Float[Array, "P"]) -> float:
@@ -99,6 +99,13 @@ MEASURES: Final[Mapping[TargetKind, tuple[Measure, ...]]] = {
 }
 HORIZON_SCORES: Final = {"integrated_auc": "integrated AUC", "integrated_brier": "integrated Brier"}
 """Of survival, beside its measures; a lower Brier score is better."""
+
+
+def heading_of(measure: str) -> str:
+    """Return a measure's name as people read it."""
+    return next(
+        (one.heading for own in MEASURES.values() for one in own if one.name == measure), HORIZON_SCORES.get(measure, measure)
+    )
 
 
 def score_target(target: TestedTarget) -> dict[str, FoldScores]:

@@ -33,7 +33,9 @@ POSITIVES: Final = ("binary", "survival")
 """Kinds of which positive patients (or events) are counted."""
 
 
-def target_table(lines: Sequence[HeadLine], protocol: SlideProtocol, draws: Draws, progress: Progress = silent) -> pd.DataFrame:
+def target_table(
+    lines: Sequence[HeadLine], protocol: SlideProtocol, draws: Draws, progress: Progress = silent
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every head on every target by the measure that ranks heads on it.
 
     Args:
@@ -47,14 +49,18 @@ def target_table(lines: Sequence[HeadLine], protocol: SlideProtocol, draws: Draw
         `n_folds` (defined, of the first cross-validation), `score` within folds, `low`, `high`, `interval` (what it covers, or
         why there is none), `n_seeds`, `seed_sd`, `p` (one-sided, by permutation), `q` (over the binary targets of the head that
         were tested), `significant`, `pooled` (over all patients at once), `reason` (why not tested or undefined; else empty).
+        And by head, target and `seed` the `score`, partitions averaged.
     """
-    rows = []
+    rows, seeds = list[dict[str, Any]](), list[dict[str, Any]]()
     for line in progress(lines, "scoring heads", len(lines)):
         by_target: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for validation in line.validations:
             for name, found in _of_validation(validation, protocol.min_positives, draws).items():
                 by_target.setdefault(name, []).append((validation.seed, found))
-        rows += [{"model": line.label, "kind": line.first.kind, **_averaged(parts)} for parts in by_target.values()]
+        for name, parts in by_target.items():
+            of_seeds = _seed_scores(parts)
+            rows.append({"model": line.label, "kind": line.first.kind, **_averaged([row for _, row in parts], of_seeds)})
+            seeds += [{"model": line.label, "target": name, "seed": seed, "score": one} for seed, one in of_seeds.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["q"], table["significant"] = np.nan, False
     for label in table["model"].unique():
@@ -64,7 +70,7 @@ def target_table(lines: Sequence[HeadLine], protocol: SlideProtocol, draws: Draw
     judged = table["q"].where(table["target_kind"] == "binary", table["p"])
     table["significant"] = judged <= ALPHA
     table["n_positive"] = table["n_positive"].astype("Int64")
-    return table
+    return table, pd.DataFrame(seeds, columns=["model", "target", "seed", "score"])
 
 
 def label_strata(target: TestedTarget) -> list[str] | None:
@@ -156,13 +162,16 @@ def _scored(target: TestedTarget, fewest: int, draws: Draws) -> dict[str, Any]:
     }
 
 
-def _averaged(parts: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+def _seed_scores(parts: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[int, float]:
+    seeds = dict.fromkeys(seed for seed, _ in parts)
+    return {seed: float(np.mean([row["score"] for own, row in parts if own == seed])) for seed in seeds}
+
+
+def _averaged(rows: Sequence[Mapping[str, Any]], of_seeds: Mapping[int, float]) -> dict[str, Any]:
     """Average one head's cross-validations on one target; NaN in any of them stays NaN."""
-    rows = [row for _, row in parts]
     found = {**rows[0], **{name: float(np.mean([row[name] for row in rows])) for name in AVERAGED}}
-    by_seed = pd.DataFrame({"seed": [seed for seed, _ in parts], "score": [row["score"] for row in rows]}).groupby("seed")
-    of_seeds = by_seed["score"].mean()
-    found["n_seeds"], found["seed_sd"] = len(of_seeds), float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
+    found["n_seeds"] = len(of_seeds)
+    found["seed_sd"] = float(np.std(list(of_seeds.values()), ddof=1)) if len(of_seeds) > 1 else np.nan
     found["interval"] = next((row["interval"] for row in rows if np.isnan(row["low"])), found["interval"])
     if len(rows) > 1 and not np.isnan(found["low"]):
         found["interval"] += f"; bounds averaged over {len(rows)} cross-validations"
