@@ -108,6 +108,15 @@ class BagModel(TrainableModel):
         """Return the outputs of each objective."""
         return torch.split(output, self.widths, dim=1)
 
+    def vote(self, patches: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
+        """Return the outputs of a slide from those of its patches, by a head that lets them vote."""
+        assert isinstance(self.head, PatchVote)
+        if self.head.vote == "majority":
+            yes = (patches > 0).to(patches.dtype).sum(dim=0)
+            return (yes + 0.5).log() - (len(patches) - yes + 0.5).log()
+        parts = zip(self._objectives, self.split_outputs(patches), strict=True)
+        return torch.cat([objective.averaged(part) for objective, part in parts])
+
     def loss(self, batch: PatientBatch) -> Loss:
         """Return the loss of patients, all their bags in memory at once."""
         output, own = self._part(batch, learning=True, share=1 / len(batch))
@@ -185,7 +194,7 @@ class BagModel(TrainableModel):
         own = bags.instances.new_zeros(())
         if isinstance(self.head, PatchVote):
             patches = torch.split(self.head.patches(bags), bags.lengths.tolist())
-            slides = torch.stack([self._vote(outputs) for outputs in patches])
+            slides = torch.stack([self.vote(outputs) for outputs in patches])
             if learning and not self.couples_examples:
                 own = share * self._patch_loss(patches, batch)
         else:
@@ -200,14 +209,6 @@ class BagModel(TrainableModel):
         counts = torch.bincount(batch.patient, minlength=len(batch)).to(slides.dtype)
         output = slides.new_zeros(len(batch), slides.shape[1]).index_add(0, batch.patient, slides) / counts[:, None]
         return output if self.fusion is None else output + self.fusion(batch.covariates)
-
-    def _vote(self, patches: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
-        assert isinstance(self.head, PatchVote)
-        if self.head.vote == "majority":
-            yes = (patches > 0).to(patches.dtype).sum(dim=0)
-            return (yes + 0.5).log() - (len(patches) - yes + 0.5).log()
-        parts = zip(self._objectives, self.split_outputs(patches), strict=True)
-        return torch.cat([objective.averaged(part) for objective, part in parts])
 
     def _patch_loss(self, patches: Sequence[Float[Tensor, "_ K"]], batch: PatientBatch) -> Float[Tensor, ""]:
         """Teach every patch the label of its slide, or its own where it has one; each bag counts alike."""

@@ -204,7 +204,7 @@ class MultiClass(BagObjective):
 
     def averaged(self, output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
         """Return the logarithm of the mean probabilities."""
-        return output.float().log_softmax(dim=1).logsumexp(dim=0) - math.log(len(output))
+        return _single(output).log_softmax(dim=1).logsumexp(dim=0) - math.log(len(output))
 
 
 class Ordinal(BagObjective):
@@ -245,8 +245,13 @@ class Ordinal(BagObjective):
 
 def _logit_of_mean(output: Float[Tensor, "N K"]) -> Float[Tensor, "K"]:
     """In logarithms, so that a mean near 0 or 1 keeps its digits."""
-    values = output.float()
+    values = _single(output)
     return functional.logsigmoid(values).logsumexp(dim=0) - functional.logsigmoid(-values).logsumexp(dim=0)
+
+
+def _single(output: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """At least: explanations compare outputs in double precision."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _mean(each: Tensor, observed: Tensor, name: str) -> Loss:

@@ -186,7 +186,8 @@ class DiscreteTime(BagObjective):
 
     def log_hazard(self, output: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
         """Return one risk for each patient: the logarithm of the cumulative hazard up to the last bound."""
-        total = functional.logsigmoid(-output.float())[:, : max(self.n_outputs - 1, 1)].sum(dim=1)
+        precise = output.to(torch.promote_types(output.dtype, torch.float32))
+        total = functional.logsigmoid(-precise)[:, : max(self.n_outputs - 1, 1)].sum(dim=1)
         return (-total).clamp_min(torch.finfo(total.dtype).tiny).log()
 
     def survival(self, output: Float[Tensor, "B K"], horizons: Float[Tensor, "T"]) -> Float[Tensor, "B T"]:

@@ -38,8 +38,13 @@ class TransMil(BagHead):
     def forward(self, bags: BagBatch) -> BagOutput:
         """Return outputs alone."""
         embedded = torch.cat([self.trunk(part.float()) for part, _ in self.parts(bags)])
-        slides = [self._slide(patches) for patches in torch.split(embedded, bags.lengths.tolist())]
-        return BagOutput(self.predict_linear(self.norm(torch.stack(slides))))
+        slides = [self.of_embedded(patches) for patches in torch.split(embedded, bags.lengths.tolist())]
+        return BagOutput(torch.stack(slides))
+
+    def of_embedded(self, patches: Float[Tensor, "N V"]) -> Float[Tensor, "K"]:
+        """Return the outputs of one bag whose patches passed the trunk."""
+        output: Tensor = self.predict_linear(self.norm(self._slide(patches)))
+        return output
 
     def _slide(self, patches: Float[Tensor, "N V"]) -> Float[Tensor, "V"]:
         tokens = self.first(torch.cat([self.token, patches]))
