@@ -10,9 +10,10 @@ from stexpr.evaluate.leaderboard import Leaderboard
 from stexpr.evaluate.page.figures import as_plotly, board_figures
 from stexpr.evaluate.page.view import board_view
 from stexpr.evaluate.records import read_records
+from stexpr.evaluate.slides.board import SlideBoard
 from stexpr.train.wandb_client import RESULTS_S, as_table, client, close_run, in_words, open_run, within
 
-__all__ = ["log_board"]
+__all__ = ["log_board", "log_slide_board"]
 
 
 def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | None = None) -> str:
@@ -27,18 +28,42 @@ def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | No
     Returns:
         A sentence that says where it is, and what to do where no server took it.
     """
-    wandb = client()
-
-    group = _study(runs) or board.title
-    given = {"project": project, "name": board.title, "group": group, "job_type": "leaderboard"}
-    images = {name: as_plotly(figure) for name, figure in board_figures(board_view(board)).items()}
-    tables = {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons}
     leading = board.models.iloc[0]
+    return _logged(
+        {"project": project, "name": board.title, "group": _study(runs) or board.title},
+        {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons},
+        {name: as_plotly(figure) for name, figure in board_figures(board_view(board)).items()},
+        {"leading": str(leading["model"]), "r": None if pd.isna(leading["r"]) else float(leading["r"])},
+        folder,
+    )
+
+
+def log_slide_board(board: SlideBoard, project: str, folder: Path) -> str:
+    """Log a board of slide heads: its tables, in a run of the job type `leaderboard`.
+
+    Args:
+        board: The board.
+        project: Where it goes.
+        folder: Where wandb keeps its files, and the whole run without a connection.
+
+    Returns:
+        As `log_board`.
+    """
+    tables = {"leaderboard": board.models, "targets": board.targets, "comparisons": board.comparisons}
+    given = {"project": project, "name": board.title, "group": board.title}
+    return _logged(given, tables, {}, {"leading": board.leader}, folder)
+
+
+def _logged(
+    given: dict[str, Any], tables: dict[str, pd.DataFrame], images: dict[str, Any], summary: dict[str, Any], folder: Path
+) -> str:
+    wandb = client()
+    given = {**given, "job_type": "leaderboard"}
 
     def send(run: Any) -> None:
-        run.log({name: as_table(table) for name, table in tables.items()})
+        run.log({name: as_table(table) for name, table in tables.items() if len(table)})
         run.log({f"figures/{name}": wandb.Plotly(figure) for name, figure in images.items()})
-        run.summary.update({"leading": str(leading["model"]), "r": None if pd.isna(leading["r"]) else float(leading["r"])})
+        run.summary.update(summary)
 
     try:
         run, trouble = open_run(folder, given)
