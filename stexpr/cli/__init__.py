@@ -152,7 +152,7 @@ def leaderboard(
     cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
     slides: Annotated[
-        bool, typer.Option("--slides", help="Rank slide heads, where the folder holds runs of both kinds.")
+        bool, typer.Option("--slides", help="Rank slide heads, of a folder with runs of both kinds.")
     ] = False,
     html: Annotated[bool, typer.Option("--html", help="Also write index.html, a page that needs no network.")] = False,
     maps: Annotated[list[str] | None, typer.Option(help="With --html: a model whose maps are shown; several times.")] = None,
