@@ -1,5 +1,6 @@
 """Slides to bags by a pipeline: processes that cut patches feed those that hold the encoder, and this one writes."""
 
+import contextlib
 import math
 import queue
 import threading
@@ -8,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stexpr.data.bags import BagRows, write_bag
 from stexpr.engines.ray.pipeline import Message, RayPipeline
@@ -20,6 +21,10 @@ from stexpr.inference.patches import run_model
 from stexpr.train.slides.embed_job import failure, open_once, settings_of
 
 __all__ = ["Embedder", "PipelinedEngine", "read_slide"]
+
+_AHEAD: Final = 16
+"""Batches of a slide that wait to be written, at most."""
+_LOOK_S: Final = 0.5
 
 
 class PipelinedEngine:
@@ -115,7 +120,7 @@ class _Writer:
         self._path = Path(argument["bags"]) / f"{argument['name']}.h5"
         self._waiting: dict[int, Message] = {}
         self._next = 0
-        self._rows: queue.SimpleQueue[BagRows | None] = queue.SimpleQueue()
+        self._rows: queue.Queue[BagRows | None] = queue.Queue(_AHEAD)
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
         self._began = 0.0
@@ -130,7 +135,7 @@ class _Writer:
         while (arrived := self._waiting.pop(self._next, None)) is not None:
             if self._next == 0:
                 self._begin(arrived.header["bag"])
-            self._rows.put(BagRows(**arrived.arrays))
+            self._hand_on(BagRows(**arrived.arrays))
             self._next += 1
         if self._failed is None and self._next < header["parts"]:
             return None
@@ -150,8 +155,15 @@ class _Writer:
         self._thread = threading.Thread(target=self._write, args=({**header, "size_px": (width, height)},), daemon=True)
         self._thread.start()
 
+    def _hand_on(self, rows: BagRows | None) -> None:
+        """Wait for a slow disk, but not for a thread that has failed."""
+        while self._thread is not None and self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._rows.put(rows, timeout=_LOOK_S)
+                return
+
     def _end(self) -> None:
-        self._rows.put(None)
+        self._hand_on(None)
         if self._thread is not None:
             self._thread.join()
 
