@@ -48,7 +48,7 @@ FROZEN = {
     "hest-bench": sorted(
         ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]
     ),
-    "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
+    "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--slides", "--wandb", "-o", "RUNS"],
     "predict": sorted([*PREDICT_FLAGS, "-m", "-o", "SLIDE"]),
     "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
     "slides embed": sorted([*EMBED_FLAGS, "-m", "-o", "SOURCE"]),

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from slide_cohorts import GENES, slide_study, write_cohort
-from stexpr.config.any_study import any_study_of
+from stexpr.config import resource_folder
+from stexpr.config.any_study import any_study_of, load_any_study
+from stexpr.config.slides import SlideStudyConfig
+from stexpr.config.sweep import load_sweep
 from stexpr.data.bags import BagRows, write_bag
 from stexpr.data.patch_labels import read_patch_labels
 from stexpr.data.slide_data import SlideData, open_slide_data
@@ -237,3 +240,19 @@ def test_cox_asks_for_everybody_in_each_step(cohort: Path) -> None:
         slide_study(cohort, OS, training={"batch_size": 8})
     values = slide_study(cohort, OS).model_dump(mode="json")
     assert any_study_of(values, "again") == slide_study(cohort, OS)
+
+
+def test_studies_and_sweeps_that_come_with_stexpr_can_be_read() -> None:
+    names = sorted(path.stem for path in (resource_folder("configs") / "slides").glob("*.yaml"))
+    assert names == ["ki67", "mutation", "survival"]
+    for name in names:
+        study = load_any_study(name)
+        assert isinstance(study, SlideStudyConfig)
+        assert study.protocol.name == study.name == name
+    assert [study.label for study in load_sweep("ki67").studies] == [
+        "patch_vote on bags features, patch labels",
+        "patch_vote on bags features",
+        "mean on bags features",
+        "gated_attention on bags features",
+    ]
+    assert len(load_sweep("slide_heads").studies) == 21
