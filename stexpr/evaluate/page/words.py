@@ -108,16 +108,22 @@ def listed(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>\n"
 
 
-def figure(key: str, label: str, about: str, choices: Sequence[str], selected: str) -> str:
-    """Write the place of a figure, with a picker of models where it shows one at a time."""
+def figure(
+    key: str, label: str, about: str, choices: Sequence[str], selected: str, *, picked: str = "Model", also: str = ""
+) -> str:
+    """Write the place of a figure, with a picker of models (or what is `picked`) where it shows one at a time.
+
+    The picker moves the figures named in `also` too.
+    """
     picker, shape = "", "plot"
     if choices:
         options = "".join(
             f'<option value="{escape(name)}"{" selected" if name == selected else ""}>{escape(name)}</option>'
             for name in choices
         )
-        select = f'<select data-for="{key}-plot">{options}</select>'
-        picker, shape = f'<div class="controls"><label><span>Model</span>{select}</label></div>', "plot square"
+        both = " ".join(f"{name}-plot" for name in (key, *also.split()))
+        select = f'<select data-for="{both}">{options}</select>'
+        picker, shape = f'<div class="controls"><label><span>{picked}</span>{select}</label></div>', "plot square"
     return (
         f'{picker}<figure><figcaption>{about}</figcaption><div class="{shape}" id="{key}-plot" role="img" '
         f'aria-label="{escape(label)}; the numbers are in the tables and files of this page"></div></figure>\n'
@@ -252,7 +258,8 @@ def reading(view: BoardView) -> str:
 
 def downloads(names: Sequence[str]) -> str:
     """Link to the files beside the page."""
-    links = "".join(f'<li><a href="{name}" download>{name}</a>: {DOWNLOADS[name]}</li>' for name in names)
+    about = {name: f": {DOWNLOADS[name]}" for name in names if name in DOWNLOADS}
+    links = "".join(f'<li><a href="{name}" download>{name}</a>{about.get(name, "")}</li>' for name in names)
     return f"<ul>{links}</ul>\n"
 
 

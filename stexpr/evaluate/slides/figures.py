@@ -113,10 +113,11 @@ def volcano_figure(board: "stexpr.evaluate.slides.board.SlideBoard") -> Any:
     figure = Figure(figsize=(6.4, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     found = volcano_points(board, board.leader)
-    color = volcano_points(board, board.baseline) if board.baseline else found.iloc[:0]
+    baseline = board.baseline_of(board.leader)
+    color = volcano_points(board, baseline) if baseline else found.iloc[:0]
     axes.axvline(0.5, color=INK, linewidth=0.8, zorder=1)
     if len(color):
-        axes.plot(color["score"], color["log_p"], "s", color=BASELINE, markersize=4, alpha=0.6, label=board.baseline, zorder=2)
+        axes.plot(color["score"], color["log_p"], "s", color=BASELINE, markersize=4, alpha=0.6, label=baseline, zorder=2)
     for seen, shade, words in ((True, NETWORK, f"q ≤ {ALPHA}"), (False, PATIENT, f"q > {ALPHA}")):
         own = found[found["significant"] == seen]
         if len(own):
