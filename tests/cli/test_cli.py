@@ -41,7 +41,7 @@ FROZEN = {
     "data fetch": ["--from", "--output", "-o", "CARD"],
     "data list": [],
     "data verify": ["CARD", "FOLDER"],
-    "demo": ["--output", "--quick", "--seed", "-o"],
+    "demo": ["--output", "--quick", "--seed", "--slides", "-o"],
     "doctor": [],
     "export": sorted(["--cohort", "--device", "--model", "--onnx", "--output", "--seed", "--timm", "-o", "RUNS"]),
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],
