@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, export, predict, sweep, terminal, tracker
+from stexpr.cli import bags, config, data, export, predict, sweep, terminal, tracker
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(bags.app, name="bags")
 app.add_typer(config.app, name="config")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(tracker.app, name="wandb")
