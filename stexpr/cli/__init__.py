@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import bags, config, data, export, predict, sweep, terminal, tracker
+from stexpr.cli import bags, config, data, export, predict, slides, sweep, terminal, tracker
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(bags.app, name="bags")
 app.add_typer(config.app, name="config")
+app.add_typer(slides.app, name="slides")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(tracker.app, name="wandb")
 app.command()(export.export)
@@ -151,32 +152,21 @@ def leaderboard(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("leaderboard"),
     cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
+    slides: Annotated[bool, typer.Option("--slides", help="Rank slide heads, of a folder with runs of both kinds.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Also write index.html, a page that needs no network.")] = False,
     maps: Annotated[list[str] | None, typer.Option(help="With --html: a model whose maps are shown; several times.")] = None,
     images: Annotated[Path | None, typer.Option(help="With --html: the prepared cohort, for the pictures.")] = None,
     wandb: Annotated[str | None, typer.Option(help="Also log tables and figures to this Weights & Biases project.")] = None,
 ) -> None:
-    """Rank models and genes from the records of their runs."""
-    from stexpr.evaluate.leaderboard import build_leaderboard
+    """Rank models and genes, or slide heads, from the records of their runs."""
+    from stexpr.cli.boards import slide_board, spot_board
+    from stexpr.evaluate.records import read_records
 
-    with terminal.bar() as progress:
-        if html:
-            from stexpr.evaluate.page.publish import publish
-
-            board, lacking = publish(
-                runs, output, cohort=cohort, protocol=protocol, models=maps or (), images=images, progress=progress
-            )
-        else:
-            board, lacking = build_leaderboard(runs, cohort=cohort, protocol=protocol, progress=progress), []
-            board.write(output)
-    terminal.show_board(board)
-    for words in lacking:
-        terminal.say(words)
-    terminal.say(f"written to {output / 'index.html' if html else output}")
-    if wandb:
-        from stexpr.train.mirror import log_board
-
-        terminal.say(log_board(board, wandb, output, runs=runs))
+    found = read_records(runs)
+    if slides or (found.slides and not found.complete):
+        slide_board(runs, output, cohort=cohort, protocol=protocol, html=html, wandb=wandb)
+    else:
+        spot_board(runs, output, cohort=cohort, protocol=protocol, html=html, maps=maps, images=images, wandb=wandb)
 
 
 @app.command()

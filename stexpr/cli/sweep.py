@@ -121,6 +121,20 @@ def stop(
         terminal.say(f"{name}: asked to stop; what runs saves its state first")
 
 
+def make_chosen_engine(name: str, options: dict[str, Any], logs: Path) -> Any:
+    """Build the engine of a command line; raises as `make_engine`."""
+    from stexpr.engines import EngineOptions, make_engine
+    from stexpr.errors import ConfigError
+
+    pairs = {}
+    for one in options["slurm"] or []:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise ConfigError(f"--slurm {one!r} is not of the form key=value, such as slurm_partition=gpu")
+        pairs[key] = value
+    return make_engine(name, EngineOptions(**{**options, "slurm": pairs}), logs)
+
+
 def _run(
     sweep: str, overrides: list[str], runs: Path, engine: str, options: dict[str, Any], *, many: bool, only_failed: bool
 ) -> None:
@@ -131,7 +145,7 @@ def _run(
     plan = plan_sweep(load_sweep(sweep, overrides, many=many))
     for note in plan.notes:
         terminal.say(note)
-    chosen = _engine(engine, options, plan.state_folder(runs) / "logs")
+    chosen = make_chosen_engine(engine, options, plan.state_folder(runs) / "logs")
     terminal.say(f"{plan.summary()}; {chosen.slots} at a time with {chosen.threads} threads each, engine {chosen.name}")
     with terminal.bar() as progress:
         result = run_sweep(plan, runs, chosen, only_failed=only_failed, progress=progress, report=terminal.say)
@@ -145,7 +159,7 @@ def _run(
 def _log_board(runs: Path, project: str, folder: Path) -> None:
     from stexpr.errors import ProtocolError
     from stexpr.evaluate.leaderboard import build_leaderboard
-    from stexpr.train.mirror import log_board
+    from stexpr.train.mirror_board import log_board
 
     try:
         terminal.say(log_board(build_leaderboard(runs), project, folder, runs=runs))
@@ -160,25 +174,12 @@ def _show_plan(sweep: str, overrides: list[str], runs: Path, engine: str, option
     from stexpr.train.sweep.run import missing_runs
 
     plan = plan_sweep(load_sweep(sweep, overrides, many=many))
-    chosen = _engine(engine, options, plan.state_folder(runs) / "logs")
+    chosen = make_chosen_engine(engine, options, plan.state_folder(runs) / "logs")
     missing = {run.key for run in missing_runs(plan, runs)}
     trained = [run for run in plan.runs if run.is_network and run.key in missing]
     with terminal.bar() as progress:
         seconds = estimate_seconds(trained, threads=chosen.threads, progress=progress)
     terminal.show_plan(plan, missing, dict(zip((run.key for run in trained), seconds, strict=True)), chosen.slots)
-
-
-def _engine(name: str, options: dict[str, Any], logs: Path) -> Any:
-    from stexpr.engines import EngineOptions, make_engine
-    from stexpr.errors import ConfigError
-
-    pairs = {}
-    for one in options["slurm"] or []:
-        key, equals, value = one.partition("=")
-        if not equals:
-            raise ConfigError(f"--slurm {one!r} is not of the form key=value, such as slurm_partition=gpu")
-        pairs[key] = value
-    return make_engine(name, EngineOptions(**{**options, "slurm": pairs}), logs)
 
 
 def _print_wandb_sweep(sweep: str, overrides: list[str], runs: Path) -> None:

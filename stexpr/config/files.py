@@ -1,14 +1,18 @@
 """How files reach the disk: whole or not at all, and with one clear word where the disk refuses."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from stexpr.errors import DataError
+
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, needs: int = 0) -> None:
@@ -74,6 +78,17 @@ def writable(folder: Path) -> Iterator[None]:
     except OSError as err:
         reason = err.strerror or str(err)
         raise DataError(f"cannot write into {folder}: {reason}; free space or choose another folder") from err
+
+
+def is_disk_full(err: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there is no room left on the disk."""
+    while err is not None:
+        if isinstance(err, OSError) and err.errno in DISK_FULL:
+            return True
+        if isinstance(err, DataError) and "No space left on device" in str(err):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
 
 
 def hash_file(path: Path) -> str:

@@ -177,6 +177,8 @@ class BagHeadConfig(Strict):
     def _fits_together(self) -> "BagHeadConfig":
         if self.patch_labels is not None and self.head != "patch_vote":
             raise ValueError(f"patch_labels train patches one by one, which {self.head} does not; take head=patch_vote")
+        if self.covariates and self.head == "patch_vote":
+            raise ValueError("covariates are of patients, patch_vote learns from patches one by one; take another head")
         if self.finetune is not None and self.instances != "features":
             raise ValueError(f"finetune trains the encoder behind features, not {self.instances}; take instances=features")
         return self

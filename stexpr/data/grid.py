@@ -1,19 +1,23 @@
 """A grid of squares over the tissue of a slide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32
 
 from stexpr.data.tissue import TissueMask
 from stexpr.errors import ConfigError, DataError
 
-__all__ = ["SlideGrid", "tissue_grid"]
+__all__ = ["NoTissueError", "SlideGrid", "tissue_grid"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _ROUNDING = 1e-6
+
+
+class NoTissueError(DataError):
+    """A slide without a patch to look at: nothing is wrong with its file."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class SlideGrid:
         rows: Row of each cell kept.
         columns: Column of each.
         tissue_fraction: Share of tissue in the square of each, in [0, 1].
-        left_out: Cells without, and with too little tissue.
+        left_out: Cells without, and with too little tissue, and those left out since, by reason.
     """
 
     side: float
@@ -50,6 +54,22 @@ class SlideGrid:
         """Centers of the cells, x then y, level-0 px."""
         return np.array(self.origin) + self.stride * np.stack([self.columns, self.rows], axis=1).astype(np.float64)
 
+    def only(self, kept: Bool[Array, "N"], reason: str) -> "SlideGrid":
+        """Keep some of the cells, and count the others as left out.
+
+        Raises:
+            NoTissueError: None is kept.
+        """
+        if not kept.any():
+            raise NoTissueError(f"all {len(self)} patches of tissue are left out: {reason}")
+        return replace(
+            self,
+            rows=self.rows[kept],
+            columns=self.columns[kept],
+            tissue_fraction=self.tissue_fraction[kept],
+            left_out={**self.left_out, reason: int((~kept).sum())},
+        )
+
 
 def tissue_grid(mask: TissueMask, *, side: float, stride: float, min_tissue: float) -> SlideGrid:
     """Lay a grid over a slide and keep the cells whose square holds enough tissue.
@@ -65,14 +85,15 @@ def tissue_grid(mask: TissueMask, *, side: float, stride: float, min_tissue: flo
 
     Raises:
         ConfigError: The stride or the share is impossible.
-        DataError: The slide has no tissue, is smaller than one square, or no square holds enough.
+        DataError: The slide is smaller than one square.
+        NoTissueError: It has no tissue, or no square holds enough.
     """
     if not stride >= 1:
         raise ConfigError(f"a stride of {stride:.3g} level-0 px is impossible; it is at least 1 px")
     if not 0 <= min_tissue <= 1:
         raise ConfigError(f"the least share of tissue is {min_tissue:g}; it lies between 0 and 1")
     if not mask.mask.any():
-        raise DataError("no tissue was found; is it an H&E slide, and are its microns per pixel right?")
+        raise NoTissueError("no tissue was found; is it an H&E slide, and are its microns per pixel right?")
     if side > min(mask.width, mask.height) + 1e-6:
         raise DataError(
             f"the image has {mask.width} x {mask.height} px, but one field of view of the model covers {side:.0f} x {side:.0f} "
@@ -94,7 +115,7 @@ def tissue_grid(mask: TissueMask, *, side: float, stride: float, min_tissue: flo
         kept.append((np.full(len(columns), row, dtype=np.int32), columns, fractions[enough].astype(np.float32)))
     rows, columns, tissue_fraction = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     if not len(rows):
-        raise DataError(
+        raise NoTissueError(
             f"none of the {n_rows} x {n_columns} fields of view holds {min_tissue:.0%} tissue; lower the least share of tissue"
         )
     return SlideGrid(side, stride, (first[0], first[1]), (n_rows, n_columns), rows, columns, tissue_fraction, left_out)

@@ -10,7 +10,14 @@ from jaxtyping import Bool, Float
 
 from stexpr.evaluate.risk_coverage import RiskCoverage
 
-__all__ = ["gene_ranks_figure", "leaderboard_figure", "r_vs_ceiling_figure", "risk_coverage_figure", "save_figure"]
+__all__ = [
+    "gene_ranks_figure",
+    "leaderboard_figure",
+    "plain_axes",
+    "r_vs_ceiling_figure",
+    "risk_coverage_figure",
+    "save_figure",
+]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,7 +81,7 @@ def leaderboard_figure(title: str, models: pd.DataFrame, patients: pd.DataFrame)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     axes.set_xlabel("mean r over genes", color=INK)
-    _plain_axes(axes, grid="x")
+    plain_axes(axes, grid="x")
     intervals = [kind for kind in models["interval"] if kind]
     keys = [
         Line2D([], [], color=color, marker=marker, markeredgecolor="white", label=kind)
@@ -121,7 +128,7 @@ def r_vs_ceiling_figure(
     axes.set_ylim(min(-0.1, float(r[drawn].min(initial=0)) - 0.05), 1)
     axes.set_xlabel("noise ceiling of the gene", color=INK)
     axes.set_ylabel("r of the gene", color=INK)
-    _plain_axes(axes, grid="both")
+    plain_axes(axes, grid="both")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     axes.set_title(f"{title}, {int(drawn.sum()):,} of {len(r):,} genes", fontsize=10, color=INK)
     return figure
@@ -153,7 +160,7 @@ def gene_ranks_figure(genes: Sequence[str], r: Float[Array, "G"], ceiling: Float
     axes.set_yticks(places, genes, fontsize=8)
     axes.set_ylim(len(genes) - 0.4, -0.6)
     axes.set_xlabel("mean r over patients", color=INK)
-    _plain_axes(axes, grid="x")
+    plain_axes(axes, grid="x")
     axes.set_title(title, fontsize=10, color=INK)
     return figure
 
@@ -179,11 +186,11 @@ def risk_coverage_figure(curve: RiskCoverage, title: str) -> Any:
     axes.set_xlim(0, 1.02)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False)
-    _plain_axes(axes, "y")
+    plain_axes(axes, "y")
     return figure
 
 
-def _plain_axes(axes: Any, grid: str) -> None:
+def plain_axes(axes: Any, grid: str) -> None:
     """Draw a light grid and no frame; names along the left need no ticks."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)

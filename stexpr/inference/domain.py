@@ -6,7 +6,7 @@ from typing import Final
 
 from stexpr.data.section import check_mpp
 from stexpr.errors import DomainWarning
-from stexpr.models.export import LoadedModel
+from stexpr.inference.encoder import ModelInput, PatchModel
 
 __all__ = ["TISSUE_KEYS", "foreign", "warn_of_foreign"]
 
@@ -15,7 +15,7 @@ TISSUE_KEYS: Final = ("species", "tissue", "preservation", "technology")
 _COARSER: Final = 1.05
 
 
-def foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None]) -> tuple[str, ...]:
+def foreign(model: PatchModel | ModelInput, mpp: float, about: Mapping[str, str | None]) -> tuple[str, ...]:
     """Say in what an image differs from the model's training data.
 
     Patches are resampled to the model's pixel size whatever the image's is. What resampling cannot mend is said: an image
@@ -44,7 +44,9 @@ def foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None]) -> 
     return tuple(found)
 
 
-def warn_of_foreign(model: LoadedModel, mpp: float, about: Mapping[str, str | None], stacklevel: int = 3) -> tuple[str, ...]:
+def warn_of_foreign(
+    model: PatchModel | ModelInput, mpp: float, about: Mapping[str, str | None], stacklevel: int = 3
+) -> tuple[str, ...]:
     """Warn of each difference `foreign` finds, and return them.
 
     Raises:

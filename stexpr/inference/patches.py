@@ -15,7 +15,7 @@ from stexpr.data.tissue import TissueMask
 from stexpr.data.windows import Windows
 from stexpr.errors import ModelError
 from stexpr.inference import autocast, out_of_memory, release_memory
-from stexpr.models.export import LoadedModel
+from stexpr.inference.encoder import ModelInput, PatchModel
 
 __all__ = ["Outputs", "PatchCutter", "run_model"]
 
@@ -45,7 +45,7 @@ class PatchCutter:
 
     @classmethod
     def of(
-        cls, model: LoadedModel, image: SlideImage, mpp: float, mask: TissueMask, centers: Float[Array, "S 2"]
+        cls, model: PatchModel | ModelInput, image: SlideImage, mpp: float, mask: TissueMask, centers: Float[Array, "S 2"]
     ) -> "PatchCutter":
         """Prepare for one image; where the model was trained on normalized stain, the image's own is fitted.
 
@@ -82,7 +82,7 @@ class PatchCutter:
 
 
 def run_model(
-    model: LoadedModel,
+    model: PatchModel,
     batches: Iterable[UInt8[Array, "B H W 3"]],
     *,
     precision: str = "auto",
@@ -119,7 +119,7 @@ def run_model(
         yield parts[0] if len(parts) == 1 else Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _run(model: LoadedModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> Outputs:
+def _run(model: PatchModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> Outputs:
     # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
     images = torch.from_numpy(np.ascontiguousarray(patches)).to(model.device).permute(0, 3, 1, 2)
     with autocast(model.device, precision):

@@ -1,8 +1,6 @@
 """Virtual expression of a whole slide: tissue, grid, patches, model and file, in a stream."""
 
 import json
-import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,19 +8,16 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from stexpr.config.files import write_whole
-from stexpr.config.versions import PACKAGES, versions
-from stexpr.data.grid import SlideGrid, tissue_grid
+from stexpr.data.grid import SlideGrid
 from stexpr.data.hest import picture_entry
-from stexpr.data.images import ArrayImage, SlideImage, open_image
-from stexpr.data.section import check_mpp
-from stexpr.data.tissue import TissueMask, find_tissue
-from stexpr.errors import ConfigError, DataError, DomainWarning, ModelError, ScaleError
+from stexpr.data.tissue import TissueMask
+from stexpr.errors import ConfigError, ModelError
 from stexpr.inference import pick_device
-from stexpr.inference.domain import TISSUE_KEYS, warn_of_foreign
-from stexpr.inference.patches import Outputs, PatchCutter, run_model
+from stexpr.inference.layout import lay_out
+from stexpr.inference.patches import Outputs, run_model
 from stexpr.inference.slide_file import FOREIGN_ABOVE, PredictionFile, read_prediction
 from stexpr.models.export import LoadedModel, load_model
 from stexpr.types import PROVENANCE, SPATIAL, Progress, silent
@@ -136,31 +131,25 @@ def predict_slide(
     half_widths = _half_widths(loaded, coverage)
     if abstain and not loaded.has_reference:
         raise ModelError("the model does not know its training patches, so it cannot abstain; export it with stexpr export")
-    with open_image(slide) as image:
-        own_mpp, source, notes = _scale(image, mpp)
-        notes += warn_of_foreign(loaded, own_mpp, about or {})
-        # Read once: of a slide without levels this is all of it.
-        picture = image.thumbnail(_PICTURE_PX)
-        mask, grid = _layout(image, picture, own_mpp, loaded, stride_um, min_tissue)
-        cutter = PatchCutter.of(loaded, image, own_mpp, mask, grid.centers)
-        batches = progress(cutter.batches(grid.centers, batch_size), slide.name, math.ceil(len(grid) / batch_size))
+    with lay_out(slide, loaded, mpp=mpp, stride_um=stride_um, min_tissue=min_tissue, about=about) as laid:
+        grid, picture = laid.grid, laid.picture
+        batches = laid.batches(laid.cutter(), batch_size, progress)
+        intervals = loaded.intervals.label if loaded.intervals is not None else None
+        described = laid.described(symmetries)
         made = {
-            "slide": {"file": slide.name, "bytes": _size(slide), "read_by": image.backend},
-            "mpp": own_mpp,
-            "mpp_source": source,
+            **described,
+            "model": {**described["model"], "networks": len(loaded.networks)},
             "about": dict(about or {}),
-            "min_tissue": min_tissue,
             "abstained": abstain,
-            "symmetries": loaded.release.symmetries if symmetries is None else symmetries,
-            "device": loaded.device.type,
-            "warnings": list(notes),
-            **_described(loaded, grid, own_mpp),
+            "unit": asdict(loaded.transform),
+            "foreign_above": FOREIGN_ABOVE if loaded.has_reference else None,
+            "intervals": intervals,
         }
-        entry = picture_entry(picture, scale=picture.shape[1] / image.width, spot_px=min(grid.side, grid.stride))
+        entry = picture_entry(picture, scale=picture.shape[1] / laid.image.width, spot_px=min(grid.side, grid.stride))
         uns = {PROVENANCE: json.dumps(made), SPATIAL: {slide.stem: entry}}
         stream = run_model(loaded, batches, precision=precision, symmetries=symmetries)
         n_foreign = _write(output, stream, loaded, grid, half_widths, uns, features=features, abstain=abstain)
-    return SlidePrediction(output, mask, grid, n_foreign if loaded.has_reference else None, abstain, notes)
+    return SlidePrediction(output, laid.mask, grid, n_foreign if loaded.has_reference else None, abstain, laid.warnings)
 
 
 def _write(
@@ -192,12 +181,6 @@ def _write(
     return n_foreign
 
 
-def _size(slide: Path) -> int:
-    """Bytes of a file, or of the files in the folder of a DICOM slide."""
-    files = [slide] if slide.is_file() else [path for path in slide.iterdir() if path.is_file()]
-    return sum(path.stat().st_size for path in files)
-
-
 def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float32[Array, "G"]]:
     """Return the half-widths of the model's intervals by column: of one coverage, or of all it has."""
     known = model.intervals.coverages if model.intervals is not None else ()
@@ -208,63 +191,6 @@ def _half_widths(model: LoadedModel, coverage: float | None) -> dict[str, Float3
         return {}
     wanted = [i for i, value in enumerate(known) if coverage in (None, value)]
     return {f"half_width_{known[i]:g}": model.intervals.half_width[:, i] for i in wanted}
-
-
-def _scale(image: SlideImage, mpp: float | None) -> tuple[float, str, tuple[str, ...]]:
-    """Return the microns per level-0 pixel, where they come from, and what is odd about them."""
-    if mpp is None:
-        if image.mpp is None:
-            raise ScaleError(
-                f"slide {image.path} does not say its microns per pixel; give them (--mpp): often 0.25 for a scan at 40x and "
-                "0.5 for one at 20x, but look it up"
-            )
-        return image.mpp, "file", ()
-    check_mpp(mpp, f"slide {image.path}")
-    if image.mpp is None or abs(image.mpp - mpp) <= _MPP_TOLERANCE * mpp:
-        return mpp, "given", ()
-    odd = f"the file says {image.mpp:.4g} um/px, {mpp:.4g} was given and is used"
-    warnings.warn(odd, DomainWarning, stacklevel=3)
-    return mpp, "given", (odd,)
-
-
-def _layout(
-    image: SlideImage,
-    picture: UInt8[Array, "H W 3"],
-    mpp: float,
-    model: LoadedModel,
-    stride_um: float | None,
-    min_tissue: float,
-) -> tuple[TissueMask, SlideGrid]:
-    """Find the tissue in a picture of the whole slide and lay the grid of the model's field of view over it."""
-    side = model.preprocessing.window_px * model.preprocessing.mpp / mpp
-    try:
-        small = find_tissue(ArrayImage(picture), mpp * max(image.width, image.height) / max(picture.shape[:2]))
-        mask = TissueMask(small.mask, image.width, image.height)
-        stride = side if stride_um is None else stride_um / mpp
-        return mask, tissue_grid(mask, side=side, stride=stride, min_tissue=min_tissue)
-    except (ConfigError, DataError) as err:
-        err.add_note(f"slide {image.path}, {mpp:.4g} um/px")
-        raise
-
-
-def _described(model: LoadedModel, grid: SlideGrid, mpp: float) -> dict[str, Any]:
-    """Describe model and grid in plain JSON values."""
-    intervals = model.intervals
-    return {
-        "model": {
-            "hash": model.hash,
-            "networks": len(model.networks),
-            **{key: model.provenance.get(key) for key in ("label", "cohort", "cohort_hash", *TISSUE_KEYS)},
-        },
-        "unit": asdict(model.transform),
-        "stain": model.preprocessing.stain,
-        "patch": {"px": model.preprocessing.window_px, "mpp": model.preprocessing.mpp, "side_um": grid.side * mpp},
-        "stride_um": grid.stride * mpp,
-        "grid": {"rows": grid.shape[0], "columns": grid.shape[1], "patches": len(grid), "left_out": grid.left_out},
-        "foreign_above": FOREIGN_ABOVE if model.has_reference else None,
-        "intervals": intervals.label if intervals is not None else None,
-        "versions": versions((*PACKAGES, "anndata", "openslide-python", "tifffile")),
-    }
 
 
 def _patches(grid: SlideGrid, name: str) -> pd.DataFrame:

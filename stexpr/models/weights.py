@@ -3,6 +3,7 @@
 A pickle runs whatever its maker put into it, so none is ever opened; `CONVERT` is what its owner can do about it.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Final
@@ -166,3 +167,12 @@ def one_line(err: Exception) -> str:
     """Return what an error says, short and without line breaks."""
     text = " ".join(str(err).split()) or type(err).__name__
     return f"{text[:200].rstrip('.')}."
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights and their names, wherever they came from."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

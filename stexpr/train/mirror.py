@@ -8,6 +8,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,14 +16,10 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from stexpr.config import BackboneConfig, NetworkConfig, StudyConfig
-from stexpr.evaluate.leaderboard import Leaderboard
-from stexpr.evaluate.page.figures import as_plotly, board_figures
-from stexpr.evaluate.page.view import board_view
-from stexpr.evaluate.records import read_records
 from stexpr.train import folder as names
-from stexpr.train.wandb_client import RESULTS_S, client, close_run, in_words, open_run, within
+from stexpr.train.wandb_client import RESULTS_S, as_table, client, close_run, in_words, open_run, within
 
-__all__ = ["WandbMirror", "log_board", "run_name"]
+__all__ = ["Mirrored", "WandbMirror", "mirrored_spots", "run_name"]
 
 TAG_LENGTH: Final = 64
 OFFLINE_LINEAGE: Final = (
@@ -60,6 +57,67 @@ def _auxiliary(model: NetworkConfig) -> str:
     return "noaux" if not weight else "aux" if weight == 1 else f"aux{weight:g}"
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """What a mirror says of a run.
+
+    Attributes:
+        name: For people.
+        project: Of Weights & Biases.
+        group: The study.
+        job_type: `train` or `baseline`.
+        tags: Empty ones are left out.
+        config: Plain JSON values.
+        metric: Measured by validation after each epoch, the higher the better.
+        table: What the table of the results is called.
+        predictions: Files of the run's folder that hold them.
+        cohort: Its name.
+        cohort_hash: Content hash of it.
+        manifest: The file that stands for the cohort.
+    """
+
+    name: str
+    project: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    config: dict[str, Any]
+    metric: str
+    table: str
+    predictions: tuple[str, ...]
+    cohort: str
+    cohort_hash: str
+    manifest: Path
+
+
+def mirrored_spots(config: StudyConfig, *, fold: int, cohort_hash: str) -> Mirrored:
+    """Describe a run of a study of spots.
+
+    Args:
+        config: The study.
+        fold: Index of the fold.
+        cohort_hash: Content hash of the prepared cohort.
+    """
+    model = config.model
+    tags = [config.protocol.name, config.cohort.name]
+    tags += [model.backbone_label] if isinstance(model, BackboneConfig) else []
+    tags += [_auxiliary(model)] if isinstance(model, NetworkConfig) else []
+    return Mirrored(
+        name=run_name(config, fold),
+        project=config.runtime.wandb_project,
+        group=config.name,
+        job_type="train" if isinstance(model, BackboneConfig) else "baseline",
+        tags=tuple(tags),
+        config={**config.model_dump(mode="json"), "fold": fold, "cohort_hash": cohort_hash},
+        metric="pearson",
+        table="per_gene",
+        predictions=(names.PREDICTIONS,),
+        cohort=config.cohort.name,
+        cohort_hash=cohort_hash,
+        manifest=config.cohort / "cohort.json",
+    )
+
+
 class WandbMirror:
     """Mirrors a run: online when someone is logged in and the server answers, else offline.
 
@@ -67,29 +125,23 @@ class WandbMirror:
     run holds never depends on interruptions.
     """
 
-    def __init__(self, config: StudyConfig, folder: Path, *, fold: int, cohort_hash: str) -> None:
+    def __init__(self, mirrored: Mirrored, folder: Path) -> None:
         """Open the mirror; a failure is one warning.
 
         Args:
-            config: The study.
+            mirrored: What it says of the run.
             folder: The run's folder, whose name is the run's id.
-            fold: Index of the fold.
-            cohort_hash: Content hash of the prepared cohort.
         """
         self._folder = folder
-        self._cohort = config.cohort, cohort_hash
-        network = isinstance(config.model, BackboneConfig)
-        tags = [config.protocol.name, config.cohort.name]
-        tags += [config.model.backbone_label] if isinstance(config.model, BackboneConfig) else []
-        tags += [_auxiliary(config.model)] if isinstance(config.model, NetworkConfig) else []
+        self._mirrored = mirrored
         self._given = {
-            "project": config.runtime.wandb_project,
+            "project": mirrored.project,
             "id": folder.name,
-            "name": run_name(config, fold),
-            "group": config.name,
-            "job_type": "train" if network else "baseline",
-            "tags": list(dict.fromkeys(tag[:TAG_LENGTH] for tag in tags if tag)),
-            "config": {**config.model_dump(mode="json"), "fold": fold, "cohort_hash": cohort_hash},
+            "name": mirrored.name,
+            "group": mirrored.group,
+            "job_type": mirrored.job_type,
+            "tags": list(dict.fromkeys(tag[:TAG_LENGTH] for tag in mirrored.tags if tag)),
+            "config": mirrored.config,
         }
         self._run: Any = None
         self._trouble: str | None = None
@@ -131,7 +183,7 @@ class WandbMirror:
         run.define_metric("train/*", step_metric="epoch", summary="min")
         run.define_metric("train/lr", step_metric="epoch")
         run.define_metric("val/*", step_metric="epoch")
-        run.define_metric("val/pearson", step_metric="epoch", summary="max")
+        run.define_metric(f"val/{self._mirrored.metric}", step_metric="epoch", summary="max")
         path = self._folder / names.METRICS
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             run.log(json.loads(line))
@@ -141,24 +193,26 @@ class WandbMirror:
 
         run.summary.update(dict(results.summary))
         run.log({f"maps/{image.stem.partition('-')[2] or image.stem}": wandb.Image(str(image)) for image in results.images})
-        run.log({"per_gene": _table(results.per_gene)})
+        run.log({self._mirrored.table: as_table(results.per_gene)})
         if results.model is None or run.disabled:
             return
-        metadata = {**results.summary, "run": run.id, "cohort_hash": self._cohort[1]}
+        metadata = {**results.summary, "run": run.id, "cohort_hash": self._mirrored.cohort_hash}
         model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
         predictions = wandb.Artifact(f"predictions-{run.id}", type="predictions", metadata={**metadata, "model": model.name})
-        path = self._folder / names.PREDICTIONS
+        paths = [self._folder / name for name in self._mirrored.predictions]
         if run.offline:  # there is nobody to ask for the cohort, and a copy of each model would lie in the user's cache
             model.add_reference(results.model.absolute().as_uri())
-            predictions.add_reference(path.absolute().as_uri())
+            for path in paths:
+                predictions.add_reference(path.absolute().as_uri())
             run.config.update({"lineage": OFFLINE_LINEAGE})
         else:
-            folder, content = self._cohort
-            cohort = wandb.Artifact(f"cohort-{content}", type="cohort", metadata={"name": folder.name, "hash": content})
-            cohort.add_reference((folder / "cohort.json").absolute().as_uri())  # its checksum; no tissue leaves the machine
+            name, content = self._mirrored.cohort, self._mirrored.cohort_hash
+            cohort = wandb.Artifact(f"cohort-{content}", type="cohort", metadata={"name": name, "hash": content})
+            cohort.add_reference(self._mirrored.manifest.absolute().as_uri())  # its checksum; no tissue leaves the machine
             run.use_artifact(cohort)
             model.add_dir(str(results.model))
-            predictions.add_file(str(path))
+            for path in paths:
+                predictions.add_file(str(path))
         run.log_artifact(model)
         run.log_artifact(predictions)
 
@@ -182,62 +236,3 @@ class WandbMirror:
     def _warn(self, words: str) -> None:
         message = f"{self._given['name']} ({self._folder.name}): Weights & Biases {words}"
         warnings.warn(message, stacklevel=3)
-
-
-def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | None = None) -> str:
-    """Log a board to Weights & Biases: its tables and the figures of its page, in a run of the job type `leaderboard`.
-
-    Args:
-        board: The board.
-        project: Where it goes.
-        folder: Where wandb keeps its files, and the whole run without a connection.
-        runs: Where its runs are: with the networks of one study, it joins their group.
-
-    Returns:
-        A sentence that says where it is, and what to do where no server took it.
-    """
-    wandb = client()
-
-    group = _study(runs) or board.title
-    given = {"project": project, "name": board.title, "group": group, "job_type": "leaderboard"}
-    images = {name: as_plotly(figure) for name, figure in board_figures(board_view(board)).items()}
-    tables = {"leaderboard": board.models, "per_gene": board.genes, "comparisons": board.comparisons}
-    leading = board.models.iloc[0]
-
-    def send(run: Any) -> None:
-        run.log({name: _table(table) for name, table in tables.items()})
-        run.log({f"figures/{name}": wandb.Plotly(figure) for name, figure in images.items()})
-        run.summary.update({"leading": str(leading["model"]), "r": None if pd.isna(leading["r"]) else float(leading["r"])})
-
-    try:
-        run, trouble = open_run(folder, given)
-        place, offline = run.url, run.offline
-        try:
-            within(RESULTS_S, partial(send, run))
-            lost = close_run(run)
-        except Exception as err:
-            lost = in_words(err)
-        if lost and not offline:
-            run, trouble, offline = open_run(folder, given, mode="offline")[0], lost, True
-            send(run)
-            lost = close_run(run)
-    except Exception as err:
-        return f"not logged to Weights & Biases: {in_words(err)}"
-    if lost:
-        return f"not logged to Weights & Biases: {lost}"
-    if not offline:
-        return f"logged to {place}"
-    reason = f"Weights & Biases did not take it: {trouble}" if trouble else "nobody is logged in, or WANDB_MODE says so"
-    return f"logged to {Path(run.dir).parent}, offline ({reason}); send it with `stexpr wandb sync {folder}`"
-
-
-def _study(runs: Path | None) -> str | None:
-    found = read_records(runs).complete if runs is not None else ()
-    studies = {run.record.study for run in found if run.record.kind == "network"}
-    return studies.pop() if len(studies) == 1 else None
-
-
-def _table(frame: pd.DataFrame) -> Any:
-    wandb = client()
-
-    return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))

@@ -30,7 +30,7 @@ from stexpr.train.baselines import run_baseline
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.frozen import fit_frozen, view_of
-from stexpr.train.mirror import WandbMirror
+from stexpr.train.mirror import WandbMirror, mirrored_spots
 from stexpr.train.network import NetworkTraining, Trained, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker
@@ -187,7 +187,8 @@ def _open_trackers(job: Job, trackers: list[Tracker], *, keep_lines: int) -> Met
     metrics = MetricsFile(job.folder / names.METRICS, keep_lines=keep_lines)
     trackers.append(metrics)
     if job.config.runtime.tracker == "wandb":
-        trackers.append(WandbMirror(job.config, job.folder, fold=job.fold.index, cohort_hash=job.cohort.hash))
+        mirrored = mirrored_spots(job.config, fold=job.fold.index, cohort_hash=job.cohort.hash)
+        trackers.append(WandbMirror(mirrored, job.folder))
     return metrics
 
 

@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pandas as pd
+
 __all__ = [
     "RESULTS_S",
     "SYNCED",
+    "as_table",
     "client",
     "close_run",
     "default_entity",
@@ -141,3 +144,10 @@ def harmless(words: str) -> str:
     """Keep the first line, without anything that may be a key or a password."""
     words = re.sub(r"//[^/@\s]+@", "//", " ".join(words.split("\n", 1)[0].split()))
     return re.sub(r"[\w-]{32,}", "...", words)[:200]
+
+
+def as_table(frame: pd.DataFrame) -> Any:
+    """Return a table of wandb; what is missing is None."""
+    wandb = client()
+
+    return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))

@@ -28,6 +28,11 @@ PREDICT_FLAGS = [
     *("--abstain", "--batch-size", "--coverage", "--device", "--features", "--genes", "--min-tissue", "--model", "--mpp"),
     *("--output", "--preservation", "--species", "--stride", "--tissue"),
 ]
+EMBED_FLAGS = [
+    *("--address", "--batch-size", "--device", "--download", "--engine", "--expression", "--gpus", "--min-tissue", "--model"),
+    *("--mpp", "--output", "--patches", "--readers", "--retry", "--roi-class", "--rois", "--slurm", "--stride-um", "--threads"),
+    *("--weights", "--workers"),
+]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
     "bags explain": sorted(["--bags", "--device", "--genes", "--output", "--slide", "--slides", "--target", "-b", "-o", "RUN"]),
@@ -44,9 +49,10 @@ FROZEN = {
     "hest-bench": sorted(
         ["--device", "--download", "--encoder", "--output", "--random-weights", "--task", "--weights", "-o", "FOLDER"]
     ),
-    "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--wandb", "-o", "RUNS"],
+    "leaderboard": ["--cohort", "--html", "--images", "--maps", "--output", "--protocol", "--slides", "--wandb", "-o", "RUNS"],
     "predict": sorted([*PREDICT_FLAGS, "-m", "-o", "SLIDE"]),
     "prepare": ["--adopt", "--from", "--output", "--patients", "-o", "CARD", "OVERRIDES"],
+    "slides embed": sorted([*EMBED_FLAGS, "-m", "-o", "SOURCE"]),
     "sweep retry": [*SWEEP_FLAGS, "OVERRIDES", "SWEEP"],
     "sweep run": sorted(["--dry-run", *SWEEP_FLAGS, "OVERRIDES", "SWEEP"]),
     "sweep status": ["--runs", "--watch", "NAMES"],

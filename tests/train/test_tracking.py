@@ -8,7 +8,8 @@ import pytest
 
 from stexpr.config import StudyConfig
 from stexpr.evaluate.leaderboard import Leaderboard
-from stexpr.train.mirror import WandbMirror, log_board, run_name
+from stexpr.train.mirror import WandbMirror, mirrored_spots, run_name
+from stexpr.train.mirror_board import log_board
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.train.wandb_client import in_words
 from wandb_files import assert_logged
@@ -43,7 +44,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None = N
         monkeypatch.setenv("WANDB_MODE", mode)
     folder = tmp_path / "abc"
     folder.mkdir(exist_ok=True)
-    return WandbMirror(StudyConfig(cohort=Path("c")), folder, fold=0, cohort_hash="h")
+    return WandbMirror(mirrored_spots(StudyConfig(cohort=Path("c")), fold=0, cohort_hash="h"), folder)
 
 
 def test_without_an_account_wandb_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

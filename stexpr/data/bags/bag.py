@@ -112,7 +112,7 @@ class Bag:
         """
         whole: Array | None = None
         done = 0
-        for chunk in self.chunks(instances=instances):  # into one array: a list of chunks would need the memory twice
+        for chunk in self.chunks(4 * _BLOCK, instances):  # into one array: a list of chunks would need the memory twice
             whole = np.empty((self.n, chunk.shape[1]), chunk.dtype) if whole is None else whole
             whole[done : done + len(chunk)] = chunk
             done += len(chunk)

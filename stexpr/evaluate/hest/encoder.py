@@ -1,6 +1,5 @@
 """A frozen encoder as the HEST-Benchmark uses one: patches in, features out, never trained."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from stexpr.inference import pick_device
 from stexpr.models.backbones import Backbone, create_backbone, own_input_px
 from stexpr.models.encoders import ENCODERS, known_encoder
 from stexpr.models.export import CONFIG, load_model
+from stexpr.models.weights import weights_hash
 
 __all__ = ["FrozenEncoder", "open_encoder"]
 
@@ -115,7 +115,7 @@ def open_encoder(
     backbone = opened.backbone.eval().to(pick_device(device)).to(memory_format=torch.channels_last)
     facts = {key: getattr(backbone, key) for key in ("timm_name", "n_features", "window_px", "input_px")}
     colors = {"mean": list(backbone.mean), "sd": list(backbone.sd)}
-    identity = {**opened.identity, **facts, **colors, "weights_sha256": _weights_hash(backbone)}
+    identity = {**opened.identity, **facts, **colors, "weights_sha256": weights_hash(backbone)}
     return FrozenEncoder(backbone, opened.field_um, identity, opened.notes)
 
 
@@ -158,11 +158,3 @@ def _exported(folder: Path) -> FrozenEncoder:
     identity = {"kind": "stexpr", "name": str(known.get("label") or folder.name), "pretrained": True}
     origin = {key: known[key] for key in ("cohort", "cohort_hash", "fold", "seed", "training_patients") if key in known}
     return FrozenEncoder(loaded.model.backbone, field_um, {**identity, "provenance": origin}, tuple(notes))
-
-
-def _weights_hash(backbone: Backbone) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(backbone.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

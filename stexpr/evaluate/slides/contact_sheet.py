@@ -77,7 +77,7 @@ def contact_sheet_figure(
     blocks = [(f"highest, {unit}", list(top)), (f"lowest, {unit}", list(bottom))]
     blocks = [(words, patches) for words, patches in blocks if patches]
     heights = [-(-len(patches) // ACROSS) for _, patches in blocks]
-    tall = CELL_IN + (0.42 if name_slides else 0.26)
+    tall = CELL_IN + (0.34 if name_slides else 0.22)
     figure = Figure(figsize=(ACROSS * (CELL_IN + 0.12), sum(heights) * tall + 0.4 * len(blocks) + 0.5), dpi=DPI)
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=10, color=INK)
@@ -85,13 +85,14 @@ def contact_sheet_figure(
     for part, (words, patches), rows in zip(parts[:, 0], blocks, heights, strict=True):
         part.suptitle(words, fontsize=9, color=INK, x=0.01, ha="left")
         panels = part.subplots(rows, ACROSS, squeeze=False).ravel()
-        for axes in panels:
+        for axes in panels[len(patches) :]:
             axes.set_axis_off()
         for axes, patch in zip(panels, patches, strict=False):
             assert patch.pixels is not None
             axes.imshow(patch.pixels)
+            axes.set(xticks=[], yticks=[])
             below = f"{patch.value:+.3g}" + (f"\n{_short(patch.slide)} #{patch.patch}" if name_slides else f"  #{patch.patch}")
-            axes.set_title(below, fontsize=7, color=INK, y=-0.02, va="top")
+            axes.set_xlabel(below, fontsize=7, color=INK, labelpad=2)
     return figure
 
 

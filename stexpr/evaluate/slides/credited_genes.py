@@ -136,7 +136,8 @@ def credited_genes_figure(table: pd.DataFrame) -> Any:
     keys += [Patch(color=GREY, label="held-out r not above 0")] if greyed.any() else []
     figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     unknown = ", held-out r not known" if (shown["trusted"] == "unknown").all() else ""
-    n = f"{first['slides']} slide{'s' * (first['slides'] != 1)}"
+    n_slides = int(first["slides"])
+    n = f"{n_slides} slide{'s' * (n_slides != 1)}"
     named = f"{len(shown)} of {len(table)} genes" if len(shown) < len(table) else f"{len(table)} genes"
     axes.set_title(f"{first['target']}: {named}, mean of {n}\n{first['method']}{unknown}", fontsize=10, color=INK)
     return figure

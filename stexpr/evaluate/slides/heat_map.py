@@ -103,7 +103,7 @@ def heat_map_figure(
     left, top, right, bottom = _area(corners, side, background)
     tall = float(np.clip(PANEL_IN * (bottom - top) / (right - left), 1.2, 6.0))
     n = len(maps) + (background is not None)
-    figure = Figure(figsize=(max(n * (PANEL_IN + 0.7), 5.5), tall + 1.1), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(n * (PANEL_IN + 0.7), 5.5), tall + 0.8), dpi=DPI, layout="constrained")
     panels = list(np.ravel(figure.subplots(1, n)))
     for i, axes in enumerate(panels):
         axes.set_facecolor(PAPER)
@@ -125,7 +125,7 @@ def heat_map_figure(
 def _area(corners: Array, side: float, background: Background | None) -> tuple[float, float, float, float]:
     if background is not None:
         return 0.0, 0.0, background.width, background.height
-    (left, top), (right, bottom) = corners.min(axis=0) - side, corners.max(axis=0) + 2 * side
+    (left, top), (right, bottom) = corners.min(axis=0) - side / 2, corners.max(axis=0) + 1.5 * side
     return float(left), float(top), float(right), float(bottom)
 
 

@@ -20,7 +20,7 @@ from stexpr.evaluate.slides.horizons import brier_score, integrated_auc, integra
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.results import TargetKind
 
-__all__ = ["HORIZON_SCORES", "MEASURES", "Measure", "horizon_scores", "mean_absolute_error", "score_target"]
+__all__ = ["HORIZON_SCORES", "MEASURES", "Measure", "heading_of", "horizon_scores", "mean_absolute_error", "score_target"]
 
 
 def mean_absolute_error(predicted: Float[Array, "P"], measured: Float[Array, "P"]) -> float:
@@ -44,6 +44,7 @@ class Measure:
         function: Takes predictions and truth of one fold; or, of `weighted` ones, what makes that from the fold's fit.
         weighted: Whether it needs the training patients of the fold.
         greater: Whether a higher score is better.
+        ranked: Whether ranks within the fold (of each class) give the same score.
         chance: What a head that knows nothing has; None where that depends on the cohort.
     """
 
@@ -52,6 +53,7 @@ class Measure:
     function: Callable[..., float]
     weighted: bool = False
     greater: bool = True
+    ranked: bool = True
     chance: float | None = None
 
     def metric(self, target: TestedTarget) -> Metric:
@@ -69,24 +71,24 @@ def _uno(fit: FoldFit, log_hazard: Float[Array, "P"], time: Float[Array, "P"], e
 SPEARMAN: Final = Measure("spearman", "Spearman", spearman, chance=0.0)
 AGREEMENT: Final = (
     SPEARMAN,
-    Measure("pearson", "Pearson", pearson, chance=0.0),
-    Measure("ccc", "CCC", concordance_correlation, chance=0.0),
-    Measure("mae", "MAE", mean_absolute_error, greater=False),
+    Measure("pearson", "Pearson", pearson, ranked=False, chance=0.0),
+    Measure("ccc", "CCC", concordance_correlation, ranked=False, chance=0.0),
+    Measure("mae", "MAE", mean_absolute_error, greater=False, ranked=False),
 )
 MEASURES: Final[Mapping[TargetKind, tuple[Measure, ...]]] = {
     "binary": (
         Measure("auroc", "AUROC", auroc, chance=0.5),
         Measure("auprc", "AUPRC", auprc),
-        Measure("ece", "ECE", calibration_error, greater=False),
+        Measure("ece", "ECE", calibration_error, greater=False, ranked=False),
     ),
     "multiclass": (
         Measure("macro_auroc", "macro AUROC", macro_auroc, chance=0.5),
-        Measure("balanced_accuracy", "balanced accuracy", balanced_accuracy),
-        Measure("kappa", "kappa", kappa, chance=0.0),
+        Measure("balanced_accuracy", "balanced accuracy", balanced_accuracy, ranked=False),
+        Measure("kappa", "kappa", kappa, ranked=False, chance=0.0),
     ),
     "ordinal": (
-        Measure("quadratic_kappa", "quadratic kappa", quadratic_kappa, chance=0.0),
-        Measure("spearman", "Spearman", place_spearman, chance=0.0),
+        Measure("quadratic_kappa", "quadratic kappa", quadratic_kappa, ranked=False, chance=0.0),
+        Measure("spearman", "Spearman", place_spearman, ranked=False, chance=0.0),
     ),
     "fraction": AGREEMENT,
     "continuous": AGREEMENT,
@@ -97,6 +99,13 @@ MEASURES: Final[Mapping[TargetKind, tuple[Measure, ...]]] = {
 }
 HORIZON_SCORES: Final = {"integrated_auc": "integrated AUC", "integrated_brier": "integrated Brier"}
 """Of survival, beside its measures; a lower Brier score is better."""
+
+
+def heading_of(measure: str) -> str:
+    """Return a measure's name as people read it."""
+    return next(
+        (one.heading for own in MEASURES.values() for one in own if one.name == measure), HORIZON_SCORES.get(measure, measure)
+    )
 
 
 def score_target(target: TestedTarget) -> dict[str, FoldScores]:

@@ -1,6 +1,7 @@
 """Intervals and p-values of any score within folds: patients are drawn, or predictions shuffled, within their fold only."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,13 +13,30 @@ from stexpr.evaluate.slides.held_out import HeldOut, Metric, check_arrays, fold_
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.replicates import Picks, replicate_scores
 
-__all__ = ["bootstrap_draws", "bootstrap_interval", "permutation_p", "replicate_interval"]
+__all__ = ["Draws", "bootstrap_draws", "bootstrap_interval", "permutation_p", "replicate_interval"]
 
 BOOTSTRAP: Final = "95 % bootstrap over patients within folds, conditional on the trained models"
 PERMUTATIONS: Final = 999
 MOST_UNDEFINED: Final = 0.1
 TIE: Final = 1e-9
 """A shuffle that repeats the data may differ from it in the last bits, and must count."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often a board draws, and by which seed; printed with its scores.
+
+    Attributes:
+        replicates: Of a bootstrap.
+        permutations: Shuffles of a permutation test; a screen of many genes takes as many as its false discovery rate needs.
+        swaps: Of two heads that are compared.
+        seed: Of all of them.
+    """
+
+    replicates: int = REPLICATES
+    permutations: int = PERMUTATIONS
+    swaps: int = 1999
+    seed: int = 0
 
 
 def bootstrap_interval(

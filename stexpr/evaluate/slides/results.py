@@ -15,7 +15,7 @@ import pandas as pd
 from stexpr.config.files import write_whole
 from stexpr.errors import DataError
 
-__all__ = ["SlideResults", "TargetInfo", "TargetKind"]
+__all__ = ["RESULT_FILES", "SlideResults", "TargetInfo", "TargetKind"]
 
 TargetKind: TypeAlias = Literal["binary", "multiclass", "ordinal", "fraction", "continuous", "survival"]
 
@@ -23,6 +23,7 @@ OUTPUTS: Final = "outputs.parquet"
 LABELS: Final = "labels.parquet"
 PATIENTS: Final = "patients.parquet"
 FITTED: Final = "fitted.json"
+RESULT_FILES: Final = (OUTPUTS, LABELS, PATIENTS, FITTED)
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     OUTPUTS: ("patient", "part", "target", "output", "value", "raw"),
     LABELS: ("patient", "part", "target", "label", "value", "time", "event"),

@@ -42,10 +42,11 @@ def gradient_in_parts(
             own.append(local)
     leaf = torch.cat(outputs).requires_grad_()
     total = loss(leaf)
-    (slopes,) = torch.autograd.grad(total, leaf)
+    total.backward()  # type: ignore[no-untyped-call]  # also into the parameters of the loss itself
+    assert leaf.grad is not None
     with torch.random.fork_rng(devices=devices):
         for part, slope, (state, device_states) in zip(
-            parts, torch.split(slopes, [len(one) for one in outputs]), states, strict=True
+            parts, torch.split(leaf.grad, [len(one) for one in outputs]), states, strict=True
         ):
             torch.set_rng_state(state)
             for each, device_state in zip(devices, device_states, strict=True):

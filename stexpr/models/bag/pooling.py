@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stexpr.errors import ModelError
+from stexpr.models.bag.parts import Known, read_parts
 from stexpr.types import BagBatch
 
-PART = 8192
+PART = 2048
 """Instances whose activations are in memory at a time."""
 
 
@@ -66,12 +66,10 @@ class BagHead(nn.Module, abc.ABC):
             raise ModelError(f"the head reads {self.n_features:,} features, the bags have {width:,}; use one encoder for both")
         yield from zip(torch.split(bags.instances, PART), torch.split(bags.index, PART), strict=True)
 
-    def in_parts(self, read: Callable[[Tensor, Tensor, int], tuple[Tensor, ...]], bags: BagBatch) -> list[tuple[Tensor, ...]]:
+    def in_parts(self, read: Callable[[Tensor, Tensor, int], Known], bags: BagBatch) -> Known:
         """Apply `read` part by part; where there are several, their activations are not kept but computed again."""
-        parts = list(self.parts(bags))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return [read(*part, len(bags)) for part in parts]
-        return [checkpoint(read, *part, len(bags), use_reentrant=False) for part in parts]
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        return read_parts(lambda instances, index: read(instances, index, len(bags)), list(self.parts(bags)), weights)
 
 
 class SoftmaxPooling(BagHead):
@@ -91,9 +89,7 @@ class SoftmaxPooling(BagHead):
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """Return outputs, scores and attention."""
-        columns = zip(*self.in_parts(self._sums, bags), strict=True)
-        largest, total, summed = (torch.stack(column) for column in (next(columns), next(columns), next(columns)))
-        scores = torch.cat(next(columns))
+        (largest, total, summed), (scores,) = self.in_parts(self._sums, bags)
         overall = largest.amax(dim=0)  # (B,)
         scale = (largest - overall).exp()  # (parts, B); 0 where a part has nothing of a bag
         total = (scale * total).sum(dim=0)
@@ -101,17 +97,13 @@ class SoftmaxPooling(BagHead):
         attention = (scores - (overall + total.log())[bags.index]).exp()
         return BagOutput(self.predict(pooled), scores, attention)
 
-    def _sums(self, instances: Tensor, index: Tensor, n_bags: int) -> tuple[Tensor, ...]:
+    def _sums(self, instances: Tensor, index: Tensor, n_bags: int) -> Known:
         values, scores = self.read(instances.float())
         # the shift cancels in the softmax and needs no gradient
         largest = scores.new_full((n_bags,), -torch.inf).scatter_reduce(0, index, scores.detach(), "amax")
         weights = (scores - largest[index]).exp()
-        return (
-            largest,
-            segment_sum(weights[:, None], index, n_bags)[:, 0],
-            segment_sum(weights[:, None] * values, index, n_bags),
-            scores,
-        )
+        total = segment_sum(weights[:, None], index, n_bags)[:, 0]
+        return Known((largest, total, segment_sum(weights[:, None] * values, index, n_bags)), (scores,))
 
 
 class MeanPooling(SoftmaxPooling):
@@ -144,13 +136,13 @@ class MaxPooling(BagHead):
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """Return outputs alone."""
-        largest = torch.stack([part for (part,) in self.in_parts(self._largest, bags)]).amax(dim=0)
-        return BagOutput(self.predict_linear(largest))
+        (largest,) = self.in_parts(self._largest, bags).bags
+        return BagOutput(self.predict_linear(largest.amax(dim=0)))
 
-    def _largest(self, instances: Tensor, index: Tensor, n_bags: int) -> tuple[Tensor, ...]:
+    def _largest(self, instances: Tensor, index: Tensor, n_bags: int) -> Known:
         embedded = self.trunk(instances.float())
         least = embedded.new_full((n_bags, embedded.shape[1]), -torch.inf)
-        return (least.scatter_reduce(0, index[:, None].expand_as(embedded), embedded, "amax"),)
+        return Known((least.scatter_reduce(0, index[:, None].expand_as(embedded), embedded, "amax"),))
 
 
 def segment_sum(values: Float[Tensor, "N V"], index: Int64[Tensor, "N"], n_bags: int) -> Float[Tensor, "B V"]:

@@ -6,11 +6,11 @@ Reference:
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stexpr.errors import ModelError
+from stexpr.models.bag.parts import Known
 from stexpr.models.bag.pooling import BagHead, BagOutput, segment_sum
 from stexpr.types import BagBatch
 
@@ -32,7 +32,8 @@ class PatchVote(BagHead):
 
     def patches(self, bags: BagBatch) -> Float[Tensor, "N K"]:
         """Return the outputs of patches, in the order of the bags."""
-        return torch.cat([part for (part,) in self.in_parts(self._patches, bags)])
+        (outputs,) = self.in_parts(self._patches, bags).instances
+        return outputs
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """Return the vote of each bag.
@@ -48,8 +49,8 @@ class PatchVote(BagHead):
         yes = self._total((outputs > 0).to(outputs.dtype), bags)
         return BagOutput((yes + 0.5).log() - (lengths - yes + 0.5).log())
 
-    def _patches(self, instances: Tensor, index: Tensor, n_bags: int) -> tuple[Tensor, ...]:
-        return (self.predict_linear(self.trunk(instances.float())),)
+    def _patches(self, instances: Tensor, index: Tensor, n_bags: int) -> Known:
+        return Known(instances=(self.predict_linear(self.trunk(instances.float())),))
 
     @staticmethod
     def _total(values: Tensor, bags: BagBatch) -> Tensor:

@@ -171,7 +171,8 @@ def _predicted(head: LoadedHead, own: SlideResults, data: SlideData, protocol: S
     table = outputs_table(head.model, head.groups, fitted, outputs, data.patients, "test")
     parts = {"test": data.patients}
     scored = {name: info for name, info in own.targets.items() if name in data.cohort.targets}
-    labels = pd.concat([labels_table(data, scored, parts), own.labels[own.labels["part"] == "train"]], ignore_index=True)
+    tables = [labels_table(data, scored, parts), own.labels[own.labels["part"] == "train"]]
+    labels = pd.concat([table for table in tables if len(table)], ignore_index=True)
     known = [*protocol.confounders, *protocol.subgroups]
     bare = protocol.model_copy(update={"confounders": (), "subgroups": tuple(c for c in known if c in data.clinical)})
     return SlideResults(table, labels, patients_table(data, bare, wanted, parts), own.targets)

@@ -13,6 +13,7 @@ from stexpr.config.slides import SlideStudyConfig
 from stexpr.data.bag_store import BagStore
 from stexpr.data.bags import Bag
 from stexpr.data.slide_data import read_tables
+from stexpr.data.slide_files import find_slides
 from stexpr.data.tables import named, read_slides
 from stexpr.errors import ConfigError, DataError, ModelError
 from stexpr.evaluate.records import CONFIG, MODEL, read_any_record
@@ -34,7 +35,6 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 MOST_OUTPUTS: Final = 12
 SLIDES: Final = "slides"
-_IMAGES: Final = frozenset({".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".jpg", ".jpeg", ".png"})
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def explain_run(
         run: Folder of a finished run of a slide study.
         bags: Folder of bags, of the encoder of the head.
         output: `slides.csv`, `genes.csv`, `sanity.csv` and sheets of patches go there, the files of each slide in `slides/`.
-        images: Folder of slide images, named as the bags.
+        images: Folder of slide images, named as the bags; folders in it are looked through too.
         targets: Targets or `target=class`; all where none is named.
         slides: Slides of the bags, of whatever patient; the slides of the test patients where none is named.
         genes: Held-out r of the encoder's genes; see `read_held_out_r`.
@@ -196,13 +196,7 @@ def _patients(
 def _pictures(folder: Path | None, slides: Sequence[str], notes: list[str]) -> dict[str, Path]:
     if folder is None:
         return {}
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder of slide images")
-    files = {
-        path.name if path.is_dir() else path.stem: path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _IMAGES or (path.is_dir() and any(path.glob("*.dcm")))
-    }
+    files = find_slides(folder).paths
     if lost := [slide for slide in slides if slide not in files]:
         notes.append(f"{named('slide', lost)} without image in {folder}")
     return {slide: files[slide] for slide in slides if slide in files}

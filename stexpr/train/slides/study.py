@@ -9,11 +9,14 @@ from stexpr.config.slides import SlideStudyConfig
 from stexpr.data.slide_data import SlideData, open_slide_data
 from stexpr.data.slide_folds import SlideFolds
 from stexpr.data.splits import Fold
+from stexpr.evaluate.slides.results import RESULT_FILES
 from stexpr.train import folder as names
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
+from stexpr.train.mirror import Mirrored, WandbMirror
 from stexpr.train.opened import OpenedStudy
 from stexpr.train.slides.run import SlideJob, run_slide_fold
+from stexpr.train.slides.training import VALIDATION
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
 
@@ -90,4 +93,24 @@ class SlideStudy(OpenedStudy[SlideStudyConfig]):
 def _open_trackers(job: SlideJob, trackers: list[Tracker], keep_lines: int) -> MetricsFile:
     metrics = MetricsFile(job.folder / names.METRICS, keep_lines=keep_lines)
     trackers.append(metrics)
+    if job.config.runtime.tracker == "wandb":
+        trackers.append(WandbMirror(_mirrored(job), job.folder))
     return metrics
+
+
+def _mirrored(job: SlideJob) -> Mirrored:
+    config, model = job.config, job.config.model
+    return Mirrored(
+        name=f"{model.head}-{config.encoder_name}-{model.instances}-f{job.fold.index}-s{config.seed}",
+        project=config.runtime.wandb_project,
+        group=config.name,
+        job_type="train" if model.role == "network" else "baseline",
+        tags=(config.protocol.name, job.data.name, model.head, model.instances, config.encoder_name),
+        config={**config.model_dump(mode="json"), "fold": job.fold.index, "cohort_hash": job.data.hash},
+        metric=VALIDATION,
+        table="outputs",
+        predictions=RESULT_FILES,
+        cohort=job.data.name,
+        cohort_hash=job.data.hash,
+        manifest=config.tables.clinical[0],
+    )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float32, Int64
@@ -27,7 +27,9 @@ from stexpr.types import PatientBatch, Progress, silent
 
 __all__ = ["HeadTraining", "predict_patients"]
 
-AT_A_TIME = 64
+VALIDATION: Final = "minus_loss"
+"""Measured after each epoch: a loss is defined also where a fold lacks a class, and tells the sure from the lucky."""
+AT_A_TIME: Final = 64
 """Patients whose outputs are computed between two looks for a signal."""
 
 
@@ -92,7 +94,7 @@ class HeadTraining(PhasedTraining[BagModel]):
             model,
             self.examples,
             rows,
-            validation=None if validation is None else Validation("minus_loss", measure),
+            validation=None if validation is None else Validation(VALIDATION, measure),
             augment=partial(_draw, training.patches),
             training=training.model_copy(update={"batch_size": training.batch_size or len(rows)}),
             n_epochs=self.n_epochs_of(index),

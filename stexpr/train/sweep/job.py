@@ -1,15 +1,14 @@
 """One run of a sweep, as an engine performs it in whatever process."""
 
-import errno
 import json
 import traceback
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from stexpr.config.any_study import absolute, any_study_of
-from stexpr.config.files import write_whole
+from stexpr.config.files import is_disk_full, write_whole
 from stexpr.engines.tasks import Task, in_one_line
 from stexpr.errors import DataError, StexprError
 from stexpr.evaluate.records import read_any_record
@@ -20,7 +19,6 @@ from stexpr.train.study import open_study
 from stexpr.train.sweep.plan import STOP, Plan, PlannedRun
 
 Became: TypeAlias = Literal["done", "failed", "busy", "stopped", "disk full"]
-DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def task_of(run: PlannedRun, plan: Plan, runs: Path) -> Task:
@@ -62,7 +60,7 @@ def perform_run(argument: dict[str, Any]) -> dict[str, Any]:
     except BusyError as err:
         return {"became": "busy", "error": str(err)}
     except Exception as err:  # the other runs of the sweep go on
-        if _is_disk_full(err):
+        if is_disk_full(err):
             return {"became": "disk full", "error": str(err)}
         error = str(err) if isinstance(err, StexprError) else in_one_line(err)
         write_failure(folder, error, traceback.format_exc())
@@ -80,13 +78,3 @@ def write_failure(folder: Path, error: str, trace: str) -> None:
 @lru_cache(maxsize=8)
 def _opened(study: str) -> OpenedStudy[Any]:
     return open_study(any_study_of(json.loads(study), "the study of a sweep"))
-
-
-def _is_disk_full(err: BaseException | None) -> bool:
-    while err is not None:
-        if isinstance(err, OSError) and err.errno in DISK_FULL:
-            return True
-        if isinstance(err, DataError) and "No space left on device" in str(err):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
