@@ -13,11 +13,22 @@ from stexpr.data.bags import BagRows, write_bag
 GENES = ("ERBB2", "MKI67", "ESR1")
 
 
-def write_cohort(folder: Path, *, patients: int = 40, patches: int = 12, second_slides: int = 2, seed: int = 0) -> Path:
+PATCH_PX, COLUMNS = 16, 4
+
+
+def planted(n: int) -> np.ndarray:
+    """Which patches of a mutated patient show it."""
+    return np.arange(n) < max(1, n // 3)
+
+
+def write_cohort(
+    folder: Path, *, patients: int = 40, patches: int = 12, second_slides: int = 2, seed: int = 0, pixels: bool = False
+) -> Path:
     """Write `clinical.csv`, `slides.csv` and `bags/`.
 
     The first feature is shifted in a third of the patches of mutated patients (`A_mut`), the second by the Ki67 fraction, the
-    third by the log hazard; grade and subtype follow Ki67 and the mutation. `N_mut` follows nothing. Colors tell nothing.
+    third by the log hazard; grade and subtype follow Ki67 and the mutation. `N_mut` follows nothing. Colors tell nothing. With
+    `pixels` patches are stored, those that show the mutation darker, and lie on a grid; without, in a row.
     """
     rng = np.random.default_rng(seed)
     mutated, null = rng.random(patients) < 0.5, rng.random(patients) < 0.5
@@ -48,21 +59,29 @@ def write_cohort(folder: Path, *, patients: int = 40, patches: int = 12, second_
         i = names.index(patient)
         n = patches + int(rng.integers(0, 5))
         features = rng.normal(size=(n, 8))
-        features[: max(1, n // 3), 0] += 4.0 * mutated[i]
+        features[planted(n), 0] += 4.0 * mutated[i]
         features[:, 1] += 4.0 * ki67[i]
         features[:, 2] += 1.5 * hazard[i]
-        coords = np.column_stack([np.arange(n) * 64, np.zeros(n, dtype=np.int64)])
+        columns = COLUMNS if pixels else n
+        coords = 64 * np.column_stack([np.arange(n) % columns, np.arange(n) // columns])
         chunk = BagRows(
             features.astype(np.float32),
             coords.astype(np.int64),
             expression=(features[:, :3] + rng.normal(size=(n, 3))).astype(np.float32),
             color=rng.normal(size=(n, 5)).astype(np.float32),
+            patches=_pictures(features[:, 0]) if pixels else None,
         )
         write_bag(folder / "bags" / f"{slide}.h5", [chunk], mpp=1.0, patch_px=64, side=64.0, encoder="drawn", genes=GENES)
     folder.mkdir(parents=True, exist_ok=True)
     clinical.to_csv(folder / "clinical.csv", index=False)
     pd.DataFrame(rows, columns=["PATIENT", "FILENAME"]).to_csv(folder / "slides.csv", index=False)
     return folder
+
+
+def _pictures(first: np.ndarray) -> np.ndarray:
+    shade = np.clip(230 - 25 * first, 40, 250).astype(np.uint8)
+    pictures = np.repeat(np.repeat(shade[:, None, None], PATCH_PX, axis=1), PATCH_PX, axis=2)
+    return np.stack([pictures, pictures // 2, pictures], axis=3)
 
 
 def slide_study(folder: Path, *targets: dict[str, Any], **changes: Any) -> SlideStudyConfig:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stexpr.cli import config, data, export, predict, slides, sweep, terminal, tracker
+from stexpr.cli import bags, config, data, export, predict, slides, sweep, terminal, tracker
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(bags.app, name="bags")
 app.add_typer(config.app, name="config")
 app.add_typer(slides.app, name="slides")
 app.add_typer(sweep.app, name="sweep")
@@ -159,9 +160,7 @@ def leaderboard(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("leaderboard"),
     cohort: Annotated[str | None, typer.Option(help="Take only the runs on this cohort.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Take only the runs under this protocol.")] = None,
-    slides: Annotated[
-        bool, typer.Option("--slides", help="Rank slide heads, of a folder with runs of both kinds.")
-    ] = False,
+    slides: Annotated[bool, typer.Option("--slides", help="Rank slide heads, of a folder with runs of both kinds.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Also write index.html, a page that needs no network.")] = False,
     maps: Annotated[list[str] | None, typer.Option(help="With --html: a model whose maps are shown; several times.")] = None,
     images: Annotated[Path | None, typer.Option(help="With --html: the prepared cohort, for the pictures.")] = None,

@@ -11,7 +11,7 @@ from stexpr.evaluate.figures import DPI, INK, NETWORK, PATIENT, WARN
 from stexpr.inference.slide_file import foreign_patches
 from stexpr.types import APPLICABLE, NOVELTY, PROVENANCE, SPATIAL
 
-__all__ = ["overview_figure"]
+__all__ = ["draw_scale_bar", "overview_figure"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,7 +51,7 @@ def overview_figure(patches: Any, mask: TissueMask | None = None) -> Any:
     figure = Figure(figsize=(columns * (_PANEL_IN + 0.6), rows * (tall + 0.5) + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     _draw_slide(panels[0], picture, (width, height), mask, _on_grid(patches, foreign.astype(float), made), foreign)
-    _draw_scale_bar(panels[0], width, height, float(made["mpp"]))
+    draw_scale_bar(panels[0], width, height, float(made["mpp"]))
     for axes, (title, values) in zip(panels[1:], maps.items(), strict=False):
         _draw_map(figure, axes, _on_grid(patches, values, made), title)
         _draw_outline(axes, (width, height), mask, PATIENT)
@@ -112,8 +112,15 @@ def _draw_outline(axes: Any, size: tuple[float, float], mask: TissueMask | None,
     return True
 
 
-def _draw_scale_bar(axes: Any, width: float, height: float, mpp: float) -> None:
-    """Draw a bar of a round length, about a fifth of the slide."""
+def draw_scale_bar(axes: Any, width: float, height: float, mpp: float) -> None:
+    """Draw a bar of a round length, about a fifth of the slide.
+
+    Args:
+        axes: Of the picture, in level-0 px.
+        width: Of the slide, level-0 px.
+        height: Likewise.
+        mpp: Microns per level-0 pixel.
+    """
     length_um = max((length for length in _ROUND_UM if length <= 0.25 * width * mpp), default=_ROUND_UM[0])
     x0, y = 0.04 * width, 0.95 * height
     axes.plot([x0, x0 + length_um / mpp], [y, y], color=INK, linewidth=3, solid_capstyle="butt")

@@ -35,6 +35,7 @@ EMBED_FLAGS = [
 ]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
+    "bags explain": sorted(["--bags", "--device", "--genes", "--output", "--slide", "--slides", "--target", "-b", "-o", "RUN"]),
     "config schema": [],
     "config show": ["OVERRIDES", "STUDY"],
     "convert": ["--to", "OVERRIDES", "SOURCE", "TARGET"],
