@@ -104,7 +104,7 @@ class _Recomputed(torch.autograd.Function):
         return (*known.bags, *known.instances)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         reading, n = ctx.reading, len(ctx.reading.index)
         parts, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
