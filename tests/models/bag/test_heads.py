@@ -1,6 +1,5 @@
 """Bag heads: a bag is treated alike in any company, sums are exact, and long bags fit into memory."""
 
-import os
 import subprocess
 import sys
 
@@ -275,9 +274,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / bag
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
-def test_training_on_a_large_bag_needs_at_most_the_bag_again_where_malloc_gives_back_what_is_freed() -> None:
-    # glibc otherwise keeps freed blocks of a few MB, and 1.6 bags stay resident though 0.7 are in use
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    done = subprocess.run([sys.executable, "-c", PEAK, "gated_attention"], capture_output=True, text=True, check=False, env=env)
+def test_training_on_a_large_bag_needs_less_than_the_bag_again() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK, "gated_attention"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.0
+    assert float(done.stdout) < 0.7  # 0.35; 1.0 is the bar
