@@ -149,7 +149,9 @@ def main(demo: str, folder: str) -> None:
     for name, board in boards.items():
         board.write(work / "boards" / name)
     targets = {"mutation": "PLANTED_mut", "ki67": "KI67", "survival": "OS"}
-    heads = {name: {label: row(board, label, targets[name]) for label in board.models["model"]} for name, board in boards.items()}
+    heads = {
+        name: {label: row(board, label, targets[name]) for label in board.models["model"]} for name, board in boards.items()
+    }
     own = "gated_attention on trained features"
     result = {
         "command": "benchmarks/slide_heads.sh",

@@ -176,7 +176,9 @@ def _write(folder: Path, config: SyntheticSlidesConfig, progress: Progress) -> N
 
 def _patients(patches: pd.DataFrame) -> pd.DataFrame:
     """Sum up what the slides of each patient show, in the order of the patients."""
-    labelled = patches[patches["tumor_nuclei"] >= _FEWEST_NUCLEI].groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
+    labelled = (
+        patches[patches["tumor_nuclei"] >= _FEWEST_NUCLEI].groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
+    )
     areas = patches.groupby("patient", sort=False)[["tissue", "planted", "tumor", "immune"]].sum()
     shares = areas[["planted", "tumor", "immune"]].div(areas["tissue"], axis=0)
     return shares.assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"])
@@ -195,7 +197,9 @@ def _write_slide(
     _write_rois(folder / "rois" / f"{name}.geojson", tissue.fractions[0])
     squares = measure_squares(tissue, planted, mitotic, SQUARE_PX)
     labelled = squares[squares["tumor_nuclei"] >= _FEWEST_NUCLEI]
-    labels = labelled[["x", "y"]].assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"], tumor_nuclei=labelled["tumor_nuclei"])
+    labels = labelled[["x", "y"]].assign(
+        ki67=labelled["mitoses"] / labelled["tumor_nuclei"], tumor_nuclei=labelled["tumor_nuclei"]
+    )
     _write_csv(labels, folder / "patch_labels" / f"{name}.csv")
     return squares
 

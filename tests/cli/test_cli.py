@@ -35,6 +35,7 @@ EMBED_FLAGS = [
 ]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
+    "bags deploy": ["--bags", "--clinical", "--output", "--patient", "--slides", "-b", "-o", "RUNS"],
     "bags explain": sorted(["--bags", "--device", "--genes", "--output", "--slide", "--slides", "--target", "-b", "-o", "RUN"]),
     "config schema": [],
     "config show": ["OVERRIDES", "STUDY"],
