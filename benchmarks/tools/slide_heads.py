@@ -1,6 +1,6 @@
 """Slide heads on the synthetic slide cohort, whose truth is known: what `benchmarks/slide_heads.sh` measures, as numbers.
 
-The encoder is the best network of `stexpr demo`, which learned expression on other sections; beside it the same architecture as it
+The encoder is the best network of `stexpr demo`, which learned expression on other sections; beside it stand the same network as it
 was before training, and colors. Command: benchmarks/slide_heads.sh   (writes benchmarks/results/slide-heads.json)
 """
 
