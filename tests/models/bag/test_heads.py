@@ -21,6 +21,7 @@ from stexpr.models.bag import (
     TransMil,
     make_head,
     pooling,
+    transmil,
 )
 from stexpr.types import BagBatch
 
@@ -196,6 +197,36 @@ def test_transmil_attends_exactly() -> None:
         for s in (slice(i * width, (i + 1) * width) for i in range(layer.n_heads))
     ]
     close(layer(rows), rows + layer.outward(torch.cat(seen, dim=1)))
+
+
+def test_transmil_attends_to_large_bags_by_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 2, 40, 4, generator=torch.Generator().manual_seed(0))
+    query, key = 0.3 * query, 0.3 * key
+    exact = (query @ key.mT / 2).softmax(dim=2) @ value
+    errors = []
+    for n_landmarks in (4, 40):
+        monkeypatch.setattr(transmil, "N_LANDMARKS", n_landmarks)
+        errors.append(float((transmil._attend_by_landmarks(query, key, value) - exact).square().mean().sqrt()))
+    assert errors[1] < 1e-3 < errors[0] < 0.1 * exact.std()  # exact where every row is a landmark
+    rows = torch.arange(10.0)[None, :, None]
+    monkeypatch.setattr(transmil, "N_LANDMARKS", 4)
+    close(transmil._landmarks(rows)[0, :, 0], torch.tensor([1.0, 3.5, 6.0, 8.5]))
+
+
+def test_transmil_learns_from_a_large_bag() -> None:
+    head = head_of("transmil").train()
+    head(BagBatch.of(draw(8_500, 1))).output.sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in head.parameters())
+
+
+@pytest.mark.parametrize("n", [4999, 5000])
+def test_transmil_is_exact_up_to_a_size(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, bags = head_of("transmil"), BagBatch.of(draw(n))
+    exact = head(bags).output
+    monkeypatch.setattr(transmil, "EXACT_UP_TO", 4999)
+    found = head(bags).output
+    assert torch.equal(found, exact) == (n == 4999)
+    close(found, exact, 0.05)
 
 
 @pytest.mark.parametrize("kind", HEADS)
