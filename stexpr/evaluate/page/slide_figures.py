@@ -109,7 +109,13 @@ def forest(board: SlideBoard, kind: str, targets: list[str]) -> dict[str, Any]:
             role = str(part["kind"].iloc[0])
             traces.append(
                 {
-                    **_markers(escape(str(model)), role, symbol=SYMBOLS.get(role, "circle"), size=8, group=head),
+                    **_markers(
+                        "color baseline" if role == "baseline" else "head",
+                        role,
+                        symbol=SYMBOLS.get(role, "circle"),
+                        size=8,
+                        group=head,
+                    ),
                     "x": _plain(part["score"]),
                     "y": [place[name] + shift for name in part["target"]],
                     **_bars(part),
@@ -128,7 +134,7 @@ def volcano(board: SlideBoard) -> dict[str, Any]:
     for head in compared_heads(board):
         baseline = board.baseline_of(head)
         if baseline is not None:
-            traces.append(_genes(volcano_points(board, baseline), escape(baseline), "baseline", "square", head))
+            traces.append(_genes(volcano_points(board, baseline), "color baseline", "baseline", "square", head))
         found = volcano_points(board, head)
         for seen, role, name in ((True, "network", f"q ≤ {ALPHA}"), (False, "patient", f"q > {ALPHA}")):
             part = found[found["significant"] == seen]
@@ -205,6 +211,7 @@ def survival_curves(board: SlideBoard) -> dict[str, Any]:
     below = {"tickvals": [0, 1], "ticktext": [f"at risk, {name.split()[0]}" for name in GROUPS[::-1]], "range": [-0.7, 1.7]}
     layout = {
         "xaxis": {"title": {"text": "time"}, "zeroline": False, "anchor": "y"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         "yaxis": {"title": {"text": "without the event"}, "domain": [0.32, 1], "range": [0, 1.03]},
         "yaxis2": {**below, "domain": [0, 0.13], "showgrid": False, "zeroline": False},
         "height": 500,
