@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from stexpr.evaluate.page.figures import BAR, FIGURE_MODELS, SYMBOLS, figure_json, named_rows
 from stexpr.evaluate.slides.board import SlideBoard
-from stexpr.evaluate.slides.figures import volcano_points
+from stexpr.evaluate.slides.figures import legible, volcano_points
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.measures import MEASURES, heading_of
 from stexpr.evaluate.slides.survival_tables import GROUPS
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 RISK_ROLES: Final = {GROUPS[0]: "network", GROUPS[1]: "warn"}
-NAMED_GENES: Final = 8
+NAME_WIDTH: Final = 0.16
 APART: Final = 0.16
 """Rows a head and its baseline lie above and below their target."""
 
@@ -150,11 +150,11 @@ def volcano(board: SlideBoard) -> dict[str, Any]:
 
 def _genes(part: pd.DataFrame, name: str, role: str, symbol: str, group: str, named: bool = False) -> dict[str, Any]:
     names = [escape(str(target)) for target in part["target"]]
-    top = set(part.sort_values(["p", "score"], ascending=[True, False])["target"].head(NAMED_GENES))
+    top = legible(part, NAME_WIDTH)
     written = {
         "mode": "markers+text",
         "text": [text if target in top else "" for text, target in zip(names, part["target"], strict=True)],
-        "textposition": ["top center" if i % 2 == 0 else "bottom center" for i in range(len(part))],
+        "textposition": "top center",
         "textfont": {"size": 11},
         "cliponaxis": False,
     }

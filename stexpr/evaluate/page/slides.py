@@ -26,7 +26,8 @@ FOREST: Final = (
     "chance."
 )
 VOLCANO: Final = (
-    "Each dot is a target: how well the head ranks patients (across) and how surely it is no chance (up). Squares are the "
+    "Each dot is a target: how well the head ranks patients (across) and how surely it is no chance (up; the top row is the "
+    "smallest p there can be). Names stand where there is room, the pointer shows the others. Squares are the "
     "color baseline: what a head and its baseline both see may be stain or site."
 )
 KAPLAN_MEIER: Final = (
@@ -156,7 +157,7 @@ def _drawn(board: SlideBoard, section: Section) -> tuple[str, dict[str, Any]]:
     if section.key != "binary":
         return words.figure(key, section.heading, about, heads, leader, picked=picked, square=False), plots
     plots["volcano"] = slide_figures.volcano(board)
-    place = words.figure("volcano", "Effect and p", escape(VOLCANO), heads, leader, picked=picked, also=key)
+    place = words.figure("volcano", "Effect and p", escape(VOLCANO), heads, leader, picked=picked, also=key, square=False)
     return place + words.figure(key, section.heading, about), plots
 
 
