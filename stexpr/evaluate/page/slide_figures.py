@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from stexpr.evaluate.page.figures import BAR, FIGURE_MODELS, SYMBOLS, figure_json, named_rows
 from stexpr.evaluate.slides.board import SlideBoard
-from stexpr.evaluate.slides.figures import volcano_points
+from stexpr.evaluate.slides.figures import legible, volcano_points
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.measures import MEASURES, heading_of
 from stexpr.evaluate.slides.survival_tables import GROUPS
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 RISK_ROLES: Final = {GROUPS[0]: "network", GROUPS[1]: "warn"}
-NAMED_GENES: Final = 8
+NAME_WIDTH: Final = 0.16
 APART: Final = 0.16
 """Rows a head and its baseline lie above and below their target."""
 
@@ -109,7 +109,13 @@ def forest(board: SlideBoard, kind: str, targets: list[str]) -> dict[str, Any]:
             role = str(part["kind"].iloc[0])
             traces.append(
                 {
-                    **_markers(escape(str(model)), role, symbol=SYMBOLS.get(role, "circle"), size=8, group=head),
+                    **_markers(
+                        "color baseline" if role == "baseline" else "head",
+                        role,
+                        symbol=SYMBOLS.get(role, "circle"),
+                        size=8,
+                        group=head,
+                    ),
                     "x": _plain(part["score"]),
                     "y": [place[name] + shift for name in part["target"]],
                     **_bars(part),
@@ -128,7 +134,7 @@ def volcano(board: SlideBoard) -> dict[str, Any]:
     for head in compared_heads(board):
         baseline = board.baseline_of(head)
         if baseline is not None:
-            traces.append(_genes(volcano_points(board, baseline), escape(baseline), "baseline", "square", head))
+            traces.append(_genes(volcano_points(board, baseline), "color baseline", "baseline", "square", head))
         found = volcano_points(board, head)
         for seen, role, name in ((True, "network", f"q ≤ {ALPHA}"), (False, "patient", f"q > {ALPHA}")):
             part = found[found["significant"] == seen]
@@ -144,11 +150,11 @@ def volcano(board: SlideBoard) -> dict[str, Any]:
 
 def _genes(part: pd.DataFrame, name: str, role: str, symbol: str, group: str, named: bool = False) -> dict[str, Any]:
     names = [escape(str(target)) for target in part["target"]]
-    top = set(part.sort_values(["p", "score"], ascending=[True, False])["target"].head(NAMED_GENES))
+    top = legible(part, NAME_WIDTH)
     written = {
         "mode": "markers+text",
         "text": [text if target in top else "" for text, target in zip(names, part["target"], strict=True)],
-        "textposition": ["top center" if i % 2 == 0 else "bottom center" for i in range(len(part))],
+        "textposition": "top center",
         "textfont": {"size": 11},
         "cliponaxis": False,
     }
@@ -205,6 +211,7 @@ def survival_curves(board: SlideBoard) -> dict[str, Any]:
     below = {"tickvals": [0, 1], "ticktext": [f"at risk, {name.split()[0]}" for name in GROUPS[::-1]], "range": [-0.7, 1.7]}
     layout = {
         "xaxis": {"title": {"text": "time"}, "zeroline": False, "anchor": "y"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         "yaxis": {"title": {"text": "without the event"}, "domain": [0.32, 1], "range": [0, 1.03]},
         "yaxis2": {**below, "domain": [0, 0.13], "showgrid": False, "zeroline": False},
         "height": 500,

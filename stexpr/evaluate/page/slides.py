@@ -26,7 +26,8 @@ FOREST: Final = (
     "chance."
 )
 VOLCANO: Final = (
-    "Each dot is a target: how well the head ranks patients (across) and how surely it is no chance (up). Squares are the "
+    "Each dot is a target: how well the head ranks patients (across) and how surely it is no chance (up; the top row is the "
+    "smallest p there can be). Names stand where there is room, the pointer shows the others. Squares are the "
     "color baseline: what a head and its baseline both see may be stain or site."
 )
 KAPLAN_MEIER: Final = (
@@ -118,7 +119,7 @@ def _contents(board: SlideBoard) -> tuple[dict[str, str], dict[str, str], dict[s
         {"scores": slide_figures.ranking(board)},
     )
     about = "Mean score of each head over the tested targets of the first kind, and its single targets."
-    contents["scores"] = words.figure("scores", "Scores", escape(about), [], "")
+    contents["scores"] = words.figure("scores", "Scores", escape(about))
     for section in board_sections(board):
         drawn, figures = _drawn(board, section)
         plots |= figures
@@ -143,7 +144,7 @@ def _drawn(board: SlideBoard, section: Section) -> tuple[str, dict[str, Any]]:
         selected = next(name for name in options if name.endswith(f": {leader}"))
         about, label = escape(AGREEMENT), "Predicted and measured"
         place = words.figure("values", label, about, options, selected, picked=PICKED, also="differences")
-        other = words.figure("differences", "Differences", escape(DIFFERENCE), [], "")
+        other = words.figure("differences", "Differences", escape(DIFFERENCE), square=True)
         return place + other, {"values": first, "differences": second}
     if "score" not in section.frame or section.key in ("subgroups",):
         return "", {}
@@ -151,12 +152,13 @@ def _drawn(board: SlideBoard, section: Section) -> tuple[str, dict[str, Any]]:
     key, some = f"forest-{section.key}", ""
     if len(targets) > FIGURE_MODELS:
         some = f" Shown are {FIGURE_MODELS} of {len(targets)} targets, of smallest p by {leader}; targets.csv holds all."
-    place = words.figure(key, section.heading, escape(FOREST + some), heads, leader, picked="Head")
     plots = {key: slide_figures.forest(board, section.key, targets[:FIGURE_MODELS])}
-    if section.key == "binary":
-        place = words.figure("volcano", "Effect and p", escape(VOLCANO), heads, leader, picked="Head") + place
-        plots["volcano"] = slide_figures.volcano(board)
-    return place, plots
+    about, picked = escape(FOREST + some), "Head"
+    if section.key != "binary":
+        return words.figure(key, section.heading, about, heads, leader, picked=picked, square=False), plots
+    plots["volcano"] = slide_figures.volcano(board)
+    place = words.figure("volcano", "Effect and p", escape(VOLCANO), heads, leader, picked=picked, also=key, square=False)
+    return place + words.figure(key, section.heading, about), plots
 
 
 PICKED: Final = "Target and head"

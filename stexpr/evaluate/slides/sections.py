@@ -102,8 +102,9 @@ def board_sections(board: "stexpr.evaluate.slides.board.SlideBoard") -> list[Sec
     details = board.details
     sizes = {"n_low": "low risk", "n_high": "high risk", "median_low": "median, low", "median_high": "median, high"}
     ratios = {"log_rank_p": "log-rank p", "hr": "hazard ratio per SD", "adjusted": "adjusted", "adjusted_for": "adjusted for"}
+    kinds = sorted(dict.fromkeys(board.targets["target_kind"].astype(str)), key=lambda kind: kind == "survival")
     sections = [
-        *(_of_kind(board, str(kind)) for kind in dict.fromkeys(board.targets["target_kind"])),
+        *(_of_kind(board, kind) for kind in kinds),
         Section(
             "risk",
             "Survival by risk group",
