@@ -8,7 +8,7 @@ from stexpr.config.any_study import load_any_study
 from stexpr.data.synthetic_slides import write_synthetic_slides
 from stexpr.engines import EngineOptions, make_engine
 from stexpr.errors import DataError
-from stexpr.evaluate.page.publish import publish_slides
+from stexpr.evaluate.page.slides import publish_slides
 from stexpr.evaluate.records import MODEL, read_records
 from stexpr.evaluate.slides.board import SlideBoard
 from stexpr.inference.bags import EmbedSettings
