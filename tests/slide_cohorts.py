@@ -16,17 +16,24 @@ GENES = ("ERBB2", "MKI67", "ESR1")
 PATCH_PX, COLUMNS = 16, 4
 
 
-def planted(n: int) -> np.ndarray:
+def planted(n: int, one_in: int = 3) -> np.ndarray:
     """Which patches of a mutated patient show it."""
-    return np.arange(n) < max(1, n // 3)
+    return np.arange(n) < max(1, n // one_in)
 
 
 def write_cohort(
-    folder: Path, *, patients: int = 40, patches: int = 12, second_slides: int = 2, seed: int = 0, pixels: bool = False
+    folder: Path,
+    *,
+    patients: int = 40,
+    patches: int = 12,
+    second_slides: int = 2,
+    seed: int = 0,
+    one_in: int = 3,
+    pixels: bool = False,
 ) -> Path:
     """Write `clinical.csv`, `slides.csv` and `bags/`.
 
-    The first feature is shifted in a third of the patches of mutated patients (`A_mut`), the second by the Ki67 fraction, the
+    The first feature is shifted in one of `one_in` patches of mutated patients (`A_mut`), the second by the Ki67 fraction, the
     third by the log hazard; grade and subtype follow Ki67 and the mutation. `N_mut` follows nothing. Colors tell nothing. With
     `pixels` patches are stored, those that show the mutation darker, and lie on a grid; without, in a row.
     """
@@ -59,7 +66,7 @@ def write_cohort(
         i = names.index(patient)
         n = patches + int(rng.integers(0, 5))
         features = rng.normal(size=(n, 8))
-        features[planted(n), 0] += 4.0 * mutated[i]
+        features[planted(n, one_in), 0] += 4.0 * mutated[i]
         features[:, 1] += 4.0 * ki67[i]
         features[:, 2] += 1.5 * hazard[i]
         columns = COLUMNS if pixels else n

@@ -35,7 +35,7 @@ class Extreme:
     pixels: UInt8[Array, "H W 3"] | None = None
 
 
-def extremes(values: Float[Array, "N"], n: int = SHOWN) -> tuple[Int64[Array, "M"], Int64[Array, "M"]]:
+def extremes(values: Float[Array, "N"], n: int = SHOWN) -> tuple[Int64[Array, "M"], Int64[Array, "L"]]:
     """Choose patches: the highest values, the highest first, and the lowest, the lowest first.
 
     No patch is in both: a slide of few patches has fewer of each. NaN is in neither; of equal values the first in the bag
