@@ -58,11 +58,11 @@ _ABOUT: Final = {
 class SyntheticSlidesConfig(Strict):
     """What a synthetic slide cohort is made of; every field changes the files."""
 
-    patients: int = Field(60, ge=12, le=999)
+    patients: int = Field(60, ge=4, le=999)
     two_slides: Unit = Field(0.2, description="share of patients with two slides")
-    squares_per_slide: int = Field(53, ge=9, le=2000, description="squares of 96 px wholly on the tissue")
+    squares_per_slide: int = Field(53, ge=4, le=2000, description="squares of 96 px wholly on the tissue")
     mutated: Unit = Field(0.4, description="share of patients with the planted mutation")
-    planted_share: Unit = Field(0.15, description="share of the tissue that shows it, in slides of these patients")
+    planted_share: Unit = Field(0.1, description="share of the tissue that shows it, in slides of these patients")
     effect: float = Field(2.0, ge=0, description="log hazard per SD of the difference between tumor and immune shares")
     censored: float = Field(0.4, gt=0, lt=1, description="share of patients expected to be censored")
     seed: int = Field(0, ge=0)
@@ -176,7 +176,9 @@ def _write(folder: Path, config: SyntheticSlidesConfig, progress: Progress) -> N
 
 def _patients(patches: pd.DataFrame) -> pd.DataFrame:
     """Sum up what the slides of each patient show, in the order of the patients."""
-    labelled = patches[patches["tumor_nuclei"] >= _FEWEST_NUCLEI].groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
+    labelled = (
+        patches[patches["tumor_nuclei"] >= _FEWEST_NUCLEI].groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
+    )
     areas = patches.groupby("patient", sort=False)[["tissue", "planted", "tumor", "immune"]].sum()
     shares = areas[["planted", "tumor", "immune"]].div(areas["tissue"], axis=0)
     return shares.assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"])
@@ -195,7 +197,9 @@ def _write_slide(
     _write_rois(folder / "rois" / f"{name}.geojson", tissue.fractions[0])
     squares = measure_squares(tissue, planted, mitotic, SQUARE_PX)
     labelled = squares[squares["tumor_nuclei"] >= _FEWEST_NUCLEI]
-    labels = labelled[["x", "y"]].assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"], tumor_nuclei=labelled["tumor_nuclei"])
+    labels = labelled[["x", "y"]].assign(
+        ki67=labelled["mitoses"] / labelled["tumor_nuclei"], tumor_nuclei=labelled["tumor_nuclei"]
+    )
     _write_csv(labels, folder / "patch_labels" / f"{name}.csv")
     return squares
 
