@@ -21,9 +21,9 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _EVEN = 0.5  # of the usual variation of size and darkness, so that what is planted stands out
 _ENLARGED = 1.8  # SDs of that variation
-_CONDENSED = 0.75  # radius of a mitosis-like nucleus over what it would be
+_CONDENSED = 0.72  # radius of a mitosis-like nucleus over what it would be
 _STRETCHED = 1.5  # its elongation, likewise
-_INK = 2.1  # its absorption, likewise
+_INK = 2.0  # its absorption, likewise
 _LOG_ODDS_SD = 0.4  # of mitosis within a slide
 
 
