@@ -94,12 +94,15 @@ class MultiLabel(BagObjective):
 
 
 class Fraction(BagObjective):
-    """A share in [0, 1], such as Ki67: squared error behind a logit link."""
+    """A share in [0, 1], such as Ki67: the cross-entropy of the share behind a logit link.
+
+    Its gradient does not vanish where a logit is far off, as that of a squared error would.
+    """
 
     n_outputs = 1
 
     def loss(self, output: Float[Tensor, "B 1"], target: Float[Tensor, "B"]) -> Loss:
-        """Return the mean squared error.
+        """Return the mean cross-entropy, which is least at the share itself, though not 0.
 
         Raises:
             ModelError: A target outside of [0, 1], such as a percentage.
@@ -109,7 +112,8 @@ class Fraction(BagObjective):
         if bool(((known < 0) | (known > 1)).any()):
             extremes = f"{float(known.min()):g} to {float(known.max()):g}"
             raise ModelError(f"a fraction must be in [0, 1], got {extremes}; divide percentages by 100")
-        return _mean((self.predict(output) - target.nan_to_num(0.0)).square(), observed, "squared_error")
+        each = functional.binary_cross_entropy_with_logits(output[:, 0].float(), target.nan_to_num(0.0), reduction="none")
+        return _mean(each, observed, "cross_entropy")
 
     def predict(self, output: Float[Tensor, "B 1"]) -> Float[Tensor, "B"]:
         """Return fractions."""

@@ -59,7 +59,7 @@ def test_a_fraction_stays_one() -> None:
     objective, output = Fraction(), torch.tensor([[-50.0], [0.0], [50.0]])
     torch.testing.assert_close(objective.predict(output), torch.tensor([0.0, 0.5, 1.0]))
     loss = objective.loss(output, torch.tensor([0.5, 0.25, math.nan]))
-    assert float(loss.total) == pytest.approx((0.25 + 0.0625) / 2)
+    assert float(loss.total) == pytest.approx((25 + math.log(2)) / 2)  # -log sigmoid(-50) is 50, and half of the share is no
     assert loss.denominator == 2
     with pytest.raises(ModelError, match="divide percentages by 100"):
         objective.loss(output, torch.tensor([5.0, 20.0, 30.0]))
