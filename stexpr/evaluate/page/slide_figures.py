@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from stexpr.evaluate.page.figures import BAR, FIGURE_MODELS, SYMBOLS, figure_json, named_rows
 from stexpr.evaluate.slides.board import SlideBoard
-from stexpr.evaluate.slides.figures import legible, volcano_points
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.measures import MEASURES, heading_of
 from stexpr.evaluate.slides.survival_tables import GROUPS
+from stexpr.evaluate.slides.volcano import legible, volcano_points
 from stexpr.evaluate.testing import ALPHA
 
 __all__ = [

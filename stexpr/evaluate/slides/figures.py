@@ -1,14 +1,14 @@
 """Pictures of a slide board, drawn without matplotlib's global state."""
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
-from stexpr.evaluate.figures import BASELINE, DPI, INK, KINDS, NETWORK, PATIENT, WARN, plain_axes
+from stexpr.evaluate.figures import DPI, INK, KINDS, NETWORK, PATIENT, WARN, plain_axes
 from stexpr.evaluate.slides.measures import MEASURES
 from stexpr.evaluate.slides.survival_tables import GROUPS
-from stexpr.evaluate.testing import ALPHA
+from stexpr.evaluate.slides.volcano import volcano_figure
 
 if TYPE_CHECKING:  # named in full below, so that the type checks of the tests can find it
     import stexpr.evaluate.slides.board
@@ -16,21 +16,13 @@ if TYPE_CHECKING:  # named in full below, so that the type checks of the tests c
 __all__ = [
     "agreement_figure",
     "forest_figure",
-    "legible",
     "reliability_figure",
     "slide_figures",
     "survival_figure",
-    "volcano_figure",
-    "volcano_points",
 ]
-
-Board: TypeAlias = "stexpr.evaluate.slides.board.SlideBoard"
 
 MOST_HEADS: Final = 8
 MOST_PANELS: Final = 6
-NAMED_GENES: Final = 12
-NAME_WIDTH: Final = 0.026
-ABOVE: Final[dict[str, Any]] = {"textcoords": "offset points", "fontsize": 8, "ha": "left", "va": "bottom"}
 RISK_COLORS: Final = {GROUPS[0]: NETWORK, GROUPS[1]: WARN}
 
 
@@ -104,62 +96,6 @@ def _forest(axes: Any, frame: pd.DataFrame, heads: pd.DataFrame) -> None:
     axes.set_xlabel(
         f"{measure.heading} within folds" + ("; the line is chance" if measure.chance is not None else ""), color=INK
     )
-
-
-def volcano_figure(board: "stexpr.evaluate.slides.board.SlideBoard") -> Any:
-    """Draw effect against p of the leading head's yes-or-no targets, with those of its color baseline behind.
-
-    Returns:
-        A matplotlib Figure, unattached to any window.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.8), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    found = volcano_points(board, board.leader)
-    baseline = board.baseline_of(board.leader)
-    color = volcano_points(board, baseline) if baseline else found.iloc[:0]
-    axes.axvline(0.5, color=INK, linewidth=0.8, zorder=1)
-    if len(color):
-        axes.plot(color["score"], color["log_p"], "s", color=BASELINE, markersize=4, alpha=0.6, label=baseline, zorder=2)
-    for seen, shade, words in ((True, NETWORK, f"q ≤ {ALPHA}"), (False, PATIENT, f"q > {ALPHA}")):
-        own = found[found["significant"] == seen]
-        if len(own):
-            axes.plot(own["score"], own["log_p"], "o", color=shade, markersize=6, label=words, zorder=3)
-    top = max(1.3, float(pd.concat([found, color])["log_p"].max()))
-    named = legible(found[found["significant"]], NAME_WIDTH)
-    for row in found[found["target"].isin(named)].to_dict("records"):
-        axes.annotate(row["target"], (row["score"], row["log_p"]), (0, 6), rotation=60, rotation_mode="anchor", **ABOVE)
-    axes.set_ylim(-0.06 * top, 1.35 * top)
-    axes.margins(x=0.12)
-    axes.set_xlabel("AUROC within folds; the line is chance", color=INK)
-    axes.set_ylabel("−log10 p (permutation)", color=INK)
-    plain_axes(axes, grid="both")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    axes.set_title(f"{board.leader}: {len(found)} targets", fontsize=10, color=INK)
-    return figure
-
-
-def volcano_points(board: "stexpr.evaluate.slides.board.SlideBoard", model: str) -> pd.DataFrame:
-    """Return the tested yes-or-no targets of one head with -log10 p as `log_p`."""
-    own = board.targets[(board.targets["model"] == model) & (board.targets["target_kind"] == "binary")]
-    own = own[own["p"].notna()]
-    return own.assign(log_p=-np.log10(own["p"].to_numpy(dtype=np.float64)))
-
-
-def legible(points: pd.DataFrame, apart: float) -> list[str]:
-    """Choose the targets whose names a volcano has room for, those of smallest p and highest score first.
-
-    Args:
-        points: As `volcano_points` gives them.
-        apart: How far apart two names must lie, as a share of an AUROC range of one half; half as much where p is unlike.
-    """
-    chosen: list[tuple[float, float, str]] = []
-    for row in points.sort_values(["p", "score"], ascending=[True, False]).to_dict("records"):
-        near = (abs(row["score"] - x) < apart / 2 * (1 if abs(row["log_p"] - y) < 0.3 else 0.5) for x, y, _ in chosen)
-        if len(chosen) < NAMED_GENES and not any(near):
-            chosen.append((row["score"], row["log_p"], str(row["target"])))
-    return [name for _, _, name in chosen]
 
 
 def survival_figure(board: "stexpr.evaluate.slides.board.SlideBoard") -> Any:
