@@ -116,6 +116,29 @@ def onnx(_: str) -> str:
     return table(["backbone", "window, px", "patches at a time", "PyTorch, ms", "ONNX, ms", "times as fast"], rows)
 
 
+def mil(_: str) -> str:
+    """Accuracy of bag heads over the published folds, beside what was published."""
+    found = json.loads((RESULTS / "mil.json").read_text(encoding="utf-8"))
+    rows = []
+    for kind in found["fox"]:
+        row = [kind.replace("_", " ")]
+        for name in found["published"]:
+            score, published = found[name][kind], found["published"][name].get(kind)
+            row += [f"{score['mean']:.3f} ± {score['sd']:.3f}", "–" if published is None else f"{published:.3f}"]
+        rows.append(row)
+    header = [title for name in found["published"] for title in (f"{name.upper()} (SD over folds)", "published")]
+    return table(["head", *header], rows)
+
+
+def attention(_: str) -> str:
+    """Time and memory of a training step on a large bag."""
+    row = json.loads((RESULTS / "speed-attention.json").read_text(encoding="utf-8"))
+    figures = [f"{row['patches']:,}", f"{row['ours']:.2f}", f"{row['peer']:.2f}", f"{row['ratio']:.2f}", f"{row['bar']:g}"]
+    memory = [f"{row['extra_memory_of_bag']:.2f}", f"{row['bar_memory']:g}"]
+    header = ["patches", "step, s", "its products alone, s", "ratio", "at most", "extra memory / bag", "at most"]
+    return table(header, [[*figures, *memory]])
+
+
 def effect(sweep: str) -> str:
     """The auxiliary effect by backbone, with its interval over seeds."""
     rows = []
@@ -195,6 +218,8 @@ WRITERS = {
         coverage,
         novelty,
         onnx,
+        mil,
+        attention,
         effect,
         sweeps,
         domains,

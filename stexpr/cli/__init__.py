@@ -41,6 +41,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to work in.")] = Path("stexpr-demo"),
     seed: Annotated[int, typer.Option(help="Makes another cohort and other weights.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, only to see that everything works.")] = False,
+    slides: Annotated[bool, typer.Option("--slides", help="Go on with slide heads: mutation, Ki67 and survival.")] = False,
 ) -> None:
     """Make a synthetic cohort, train two backbones with and without the auxiliary head, and rank them."""
     from stexpr.train.demo import run_demo
@@ -48,6 +49,13 @@ def demo(
     with terminal.bar() as progress:
         board = run_demo(output, seed=seed, quick=quick, progress=progress, report=terminal.say)
     terminal.show_board(board)
+    if slides:
+        from stexpr.train.slides.demo import run_slide_demo
+
+        with terminal.bar() as progress:
+            boards = run_slide_demo(output, seed=seed, quick=quick, progress=progress, report=terminal.say)
+        for one in boards.values():
+            terminal.show_board(one)
 
 
 @app.command()

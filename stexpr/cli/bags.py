@@ -1,5 +1,6 @@
 """`stexpr bags`: trained heads on bags of patches."""
 
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -7,12 +8,12 @@ import typer
 
 from stexpr.cli import terminal
 
-app = typer.Typer(help="Trained slide heads: explain what they predict.", no_args_is_help=True)
+app = typer.Typer(help="Trained slide heads: explain what they predict, deploy them on another cohort.", no_args_is_help=True)
 
 
 @app.callback()
 def bags() -> None:
-    """Trained slide heads: explain what they predict."""
+    """Trained slide heads: explain what they predict, deploy them on another cohort."""
 
 
 @app.command()
@@ -51,3 +52,32 @@ def explain(
         )
     n_slides, n_targets = done.slides["slide"].nunique(), done.slides["target"].nunique()
     terminal.say(f"{n_slides:,} slides, {n_targets} outputs explained; written to {output}")
+
+
+@app.command()
+def deploy(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one slide study, such as its folds.")],
+    *,
+    bags: Annotated[Path, typer.Option("--bags", "-b", help="Folder of the other cohort's bags, by the same encoder.")],
+    slides: Annotated[Path, typer.Option(help="Its slide table: PATIENT, FILENAME.")],
+    clinical: Annotated[
+        list[Path], typer.Option(help="Its clinical table; several times. Targets without a column are predicted only.")
+    ],
+    patient: Annotated[str | None, typer.Option(help="Column that names the patient, where it is not PATIENT.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("deployed"),
+) -> None:
+    """Predict the patients of another cohort, weights, calibration and thresholds frozen, and score them there."""
+    from stexpr.config.slides import SlideTables
+    from stexpr.train.slides.deploy import deploy as predict
+
+    found = predict(runs, bags, SlideTables(clinical=tuple(clinical), slides=slides, patient=patient))
+    rows = [
+        (target, measure, f"{value:.3f}", "" if isnan(low) else f"{low:.3f} to {high:.3f}", words)
+        for target, measure, value, low, high, words, _ in found.scores.itertuples(index=False, name=None)
+    ]
+    if rows:
+        terminal.show_table(("target", "measure", "value", "95 %", "about it"), rows)
+    for note in found.notes:
+        terminal.say(note)
+    n = found.results.patients["patient"].nunique()
+    terminal.say(f"{n:,} patients predicted by {len(runs)} heads; written to {', '.join(map(str, found.write(output)))}")

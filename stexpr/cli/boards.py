@@ -45,7 +45,7 @@ def slide_board(runs: Path, output: Path, *, cohort: str | None, protocol: str |
     board: Any
     with terminal.bar() as progress:
         if html:
-            from stexpr.evaluate.page.publish import publish_slides
+            from stexpr.evaluate.page.slides import publish_slides
 
             board = publish_slides(runs, output, cohort=cohort, protocol=protocol, progress=progress)
         else:

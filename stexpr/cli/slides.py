@@ -30,7 +30,7 @@ def embed(
     ] = None,
     expression: Annotated[bool, typer.Option("--expression", help="Also keep the expression the model predicts.")] = False,
     patches: Annotated[bool, typer.Option("--patches", help="Also keep the pixels of the patches.")] = False,
-    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of all slides, where they do not say.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of slides that do not say.")] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a patch.")] = 0.5,
     stride_um: Annotated[float | None, typer.Option(help="Microns between patches; their side if not given.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A safetensors file with the weights of a published encoder.")] = None,

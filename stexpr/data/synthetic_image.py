@@ -18,6 +18,8 @@ _HEMATOXYLIN_OD = np.array([0.62, 0.72, 0.30])  # optical density per unit of st
 _EOSIN_OD = np.array([0.07, 0.74, 0.33])
 _HALF_STAMP_PX = 12  # reaches over the largest nucleus
 _FAT_CELL_PX = 44
+INK_PER_DARKNESS = 0.22
+"""How much more light a nucleus absorbs per SD of its darkness, in logs."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _stamp_nuclei(nuclei: Nuclei, side: int) -> Float32[Array, "H W"]:
         stretch = np.sqrt(nuclei.elongation[own]).astype(np.float32)[:, None, None]
         radius = nuclei.radius[own].astype(np.float32)[:, None, None]
         away = np.hypot((dx * cosine + dy * sine) / stretch, (dy * cosine - dx * sine) * stretch) / radius
-        ink = (1.05 * np.exp(0.22 * nuclei.darkness[own])).astype(np.float32)[:, None, None]
+        ink = (1.05 * np.exp(INK_PER_DARKNESS * nuclei.darkness[own])).astype(np.float32)[:, None, None]
         density = ink * (0.82 + 0.25 * away**4) * np.clip((1 - away) * radius + 0.5, 0, 1)
         seen: Bool[Array, "n h w"] = (density > 0) & (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
         pixel: Integer[Array, "n h w"] = rows * side + columns

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64, UInt8
 from stexpr.config.files import hash_file
 from stexpr.config.models import RADII_PX
 from stexpr.data.bags import Bag, BagRows, write_bag
+from stexpr.data.images import open_image
 from stexpr.data.rois import read_rois
 from stexpr.data.slide_files import slide_bytes, slide_hash
 from stexpr.errors import ConfigError, ModelError
@@ -41,7 +42,7 @@ class EmbedSettings:
     """What decides, beside slide and encoder, what a bag holds; the bags of a store agree in it.
 
     Attributes:
-        mpp: Microns per level-0 pixel, where files do not say or are wrong.
+        mpp: Microns per level-0 pixel of slides whose file does not say; what a file says is believed.
         stride_um: From the center of a patch to the next; None takes the side of a patch.
         min_tissue: Least share of tissue in a patch.
         expression: Also keep the expression the model predicts.
@@ -168,10 +169,12 @@ def open_for_bag(
 ) -> Iterator[OpenedSlide]:
     """Open a slide and find its patches; raises as `embed_slide`."""
     regions = None if rois is None else read_rois(rois, settings.roi_classes)
+    with open_image(slide) as image:
+        says = image.mpp is not None
     with lay_out(
         slide,
         model,
-        mpp=settings.mpp,
+        mpp=None if says else settings.mpp,
         stride_um=settings.stride_um,
         min_tissue=settings.min_tissue,
         rois=regions,

@@ -35,6 +35,7 @@ EMBED_FLAGS = [
 ]
 FROZEN = {
     "audit": ["--cohort", "--output", "-o", "PATH"],
+    "bags deploy": ["--bags", "--clinical", "--output", "--patient", "--slides", "-b", "-o", "RUNS"],
     "bags explain": sorted(["--bags", "--device", "--genes", "--output", "--slide", "--slides", "--target", "-b", "-o", "RUN"]),
     "config schema": [],
     "config show": ["OVERRIDES", "STUDY"],
@@ -42,7 +43,7 @@ FROZEN = {
     "data fetch": ["--from", "--output", "-o", "CARD"],
     "data list": [],
     "data verify": ["CARD", "FOLDER"],
-    "demo": ["--output", "--quick", "--seed", "-o"],
+    "demo": ["--output", "--quick", "--seed", "--slides", "-o"],
     "doctor": [],
     "export": sorted(["--cohort", "--device", "--model", "--onnx", "--output", "--seed", "--timm", "-o", "RUNS"]),
     "evaluate": ["--cohort", "--protocol", "--refresh", "RUN"],

@@ -1,7 +1,8 @@
 """The leaderboard as a web page: one file that opens from disk and asks no network, with the tables beside it as CSV."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from html import escape
@@ -18,7 +19,7 @@ from stexpr.evaluate.page.maps import SectionMap
 from stexpr.evaluate.page.payload import json_text, maps_payload
 from stexpr.evaluate.page.view import BoardView, board_view
 
-__all__ = ["write_page"]
+__all__ = ["Page", "write_html", "write_page"]
 
 PAGE: Final = "index.html"
 HEADINGS: Final = {
@@ -55,32 +56,77 @@ def write_page(board: Leaderboard, folder: Path, *, maps: Sequence[SectionMap] =
     Raises:
         DataError: The folder cannot be written, or the spots of a map lie off its picture.
     """
-    view = board_view(board)
-    downloads = board.tables()
-    for name, text in downloads.items():
+    view, downloads = board_view(board), board.tables()
+    contents, data = _contents(view, maps, list(downloads))
+    page = Page("Leaderboard", "models", view.title, view.lead, view.verdict, view.warnings, HEADINGS, contents, data)
+    return write_html(page, downloads, folder)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands on a page.
+
+    Attributes:
+        over: Kind of page, above its title.
+        ranked: What is ranked on it, in the section `models`.
+        title: Cohort and protocol.
+        lead: How much was compared.
+        verdict: What it shows, in a sentence or two; empty where nothing does.
+        warnings: Sentences that warn of the protocol.
+        headings: Plain text by section.
+        contents: HTML by section, in their order.
+        data: What scripts read, as plain JSON values by id.
+    """
+
+    over: str
+    ranked: str
+    title: str
+    lead: str
+    verdict: str
+    warnings: Sequence[str]
+    headings: Mapping[str, str]
+    contents: Mapping[str, str]
+    data: Mapping[str, Any]
+
+
+def write_html(page: Page, downloads: Mapping[str, str], folder: Path) -> Path:
+    """Write a page and the files it links to.
+
+    Args:
+        page: The page.
+        downloads: Texts by file name.
+        folder: Made if need be.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    for name, text in {**downloads, PAGE: _html(page)}.items():
         write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
-    page = _page(view, maps, list(downloads))
-    write_whole(folder / PAGE, partial(Path.write_text, data=page, encoding="utf-8"))
     return folder / PAGE
 
 
-def _page(view: BoardView, maps: Sequence[SectionMap], downloads: Sequence[str]) -> str:
-    contents, data = _contents(view, maps, downloads)
+def _html(page: Page) -> str:
     theme, plotly, script = _own("theme.js"), figures.library(), _own("page.js") + _own("maps.js")
-    data["datatables"] = tables.bundle()
+    headings = {key: escape(heading) for key, heading in page.headings.items()}
     values = {
         "policy": _policy([theme, plotly, script]),
-        "title": escape(view.title),
-        "lead": escape(view.lead),
-        "verdict": f'<p class="verdict">{escape(view.verdict)}</p>' if view.verdict else "",
-        "nav": "".join(f'<a href="#{key}">{HEADINGS[key]}</a>' for key in contents),
+        "over": escape(page.over),
+        "ranked": escape(page.ranked),
+        "title": escape(page.title),
+        "lead": escape(page.lead),
+        "verdict": f'<p class="verdict">{escape(page.verdict)}</p>' if page.verdict else "",
+        "nav": "".join(f'<a href="#{key}">{headings[key]}</a>' for key in page.contents),
         "warnings": "".join(
             f'<div class="warning" role="note"><p><strong>Warning.</strong> {escape(sentence)}</p></div>'
-            for sentence in view.warnings
+            for sentence in page.warnings
         ),
-        "sections": "\n".join(words.section(key, HEADINGS[key], content) for key, content in contents.items()),
+        "sections": "\n".join(words.section(key, headings[key], content) for key, content in page.contents.items()),
         "data": "\n".join(
-            f'<script type="application/json" id="{key}">{json_text(value)}</script>' for key, value in data.items()
+            f'<script type="application/json" id="{key}">{json_text(value)}</script>'
+            for key, value in {**page.data, "datatables": tables.bundle()}.items()
         ),
         "css": _own("page.css"),
         "theme": theme,

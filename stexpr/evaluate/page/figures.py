@@ -22,8 +22,10 @@ __all__ = [
     "ceiling_figure",
     "distribution_figure",
     "evenly",
+    "figure_json",
     "heat_map",
     "library",
+    "named_rows",
     "pairs_figure",
     "scores_figure",
 ]
@@ -137,7 +139,9 @@ def scores_figure(view: BoardView) -> dict[str, Any]:
         )
     note = {"x": 0, "text": "r undefined", "xanchor": "left", "xshift": 6, "showarrow": False}
     notes = [{**note, "y": int(place)} for place in models.index[models["r"].isna()]]
-    return _figure(traces, {**_rows(view.names[: len(models)]), "xaxis": _r_axis("mean r over genes"), "annotations": notes})
+    return figure_json(
+        traces, {**named_rows(view.names[: len(models)]), "xaxis": _r_axis("mean r over genes"), "annotations": notes}
+    )
 
 
 def distribution_figure(view: BoardView) -> dict[str, Any]:
@@ -167,8 +171,8 @@ def distribution_figure(view: BoardView) -> dict[str, Any]:
                 "hoverinfo": "x",
             }
         )
-    layout = {**_rows([name for _, _, name in columns]), "xaxis": _r_axis("r of one gene")}
-    return _figure(traces, {**layout, "showlegend": False})
+    layout = {**named_rows([name for _, _, name in columns]), "xaxis": _r_axis("r of one gene")}
+    return figure_json(traces, {**layout, "showlegend": False})
 
 
 def heat_map(view: BoardView) -> dict[str, Any]:
@@ -186,10 +190,10 @@ def heat_map(view: BoardView) -> dict[str, Any]:
         "hovertemplate": "%{x}<br>%{y}<br>r %{z:.3f}<extra></extra>",
         "hoverongaps": False,
     }
-    layout = _rows(view.names[:n_models], row_px=22)
+    layout = named_rows(view.names[:n_models], row_px=22)
     title = {"text": "genes, best first"}
     axis = {"type": "category", "title": title, "showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
-    return _figure([trace], {**layout, "yaxis": {**layout["yaxis"], "type": "category"}, "xaxis": axis})
+    return figure_json([trace], {**layout, "yaxis": {**layout["yaxis"], "type": "category"}, "xaxis": axis})
 
 
 def ceiling_figure(view: BoardView) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def ceiling_figure(view: BoardView) -> dict[str, Any]:
         "xaxis": {**_r_axis("noise ceiling of the gene"), "range": [left, right]},
         "yaxis": {**_r_axis("r of the gene"), "range": [low, high]},
     }
-    return _figure(traces, {**axes, "height": 480})
+    return figure_json(traces, {**axes, "height": 480})
 
 
 def pairs_figure(view: BoardView) -> dict[str, Any]:
@@ -242,7 +246,7 @@ def pairs_figure(view: BoardView) -> dict[str, Any]:
         "xaxis": {**_r_axis("r without auxiliary genes"), "range": [low, high]},
         "yaxis": {**_r_axis("r with auxiliary genes"), "range": [low, high]},
     }
-    return _figure(traces, {**axes, "height": 480})
+    return figure_json(traces, {**axes, "height": 480})
 
 
 def _range(*values: Array) -> tuple[float, float]:
@@ -269,7 +273,7 @@ def _points(name: str, symbol: str, genes: Any) -> dict[str, Any]:
     }
 
 
-def _rows(names: list[str], row_px: int = ROW_PX) -> dict[str, Any]:
+def named_rows(names: list[str], row_px: int = ROW_PX) -> dict[str, Any]:
     """Give every name a row, the first on top."""
     places = list(range(len(names)))
     axis = {"tickvals": places, "range": [len(names) - 0.4, -0.6], "showgrid": False, "zeroline": False}
@@ -280,7 +284,7 @@ def _r_axis(title: str) -> dict[str, Any]:
     return {"title": {"text": title}, "zeroline": True}
 
 
-def _figure(traces: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
+def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
     """Let plotly check the figure and bring it into plain JSON values; the template is left to the page."""
     import plotly.graph_objects as go
 

@@ -16,8 +16,9 @@ const shorten = (name, most) => {
 /* ---- figures ---- */
 const ROLES = {
   patient: "patient", network: "network", baseline: "baseline", reference: "reference", ceiling: "ceiling", warn: "warn",
-  identity: "muted",
+  identity: "muted", ink: "ink",
 };
+const faded = (hex, share) => `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},${share})`;
 
 function painted(trace) {
   const role = trace.meta.role;
@@ -34,6 +35,9 @@ function painted(trace) {
   if (copy.marker) copy.marker = { ...copy.marker, color: paint };
   if (copy.marker?.line) copy.marker.line = { ...copy.marker.line, color: paint };
   if (copy.error_x) copy.error_x.color = paint;
+  if (copy.error_y) copy.error_y.color = paint;
+  if (copy.textfont) copy.textfont.color = paint;
+  if (copy.fill) copy.fillcolor = faded(paint, 0.14);
   if (copy.type === "box") copy.fillcolor = `color-mix(in srgb, ${paint} 22%, transparent)`;
   return copy;
 }
@@ -55,14 +59,17 @@ function styled(layout) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: color("muted"), activecolor: color("accent") },
     dragmode: narrow() ? false : "zoom",
     xaxis: axis(copy.xaxis),
+    ...(copy.yaxis2 && { yaxis2: axis(copy.yaxis2) }),
     yaxis: axis(names ? { ...copy.yaxis, ticktext: names.map((name) => escaped(shorten(name, narrow() ? 18 : 34))) } : copy.yaxis),
   };
 }
 
 const figures = [...document.querySelectorAll(".plot")].map((box) => ({ box, ...read(`${box.id}-data`) }));
 
+const pickerOf = (figure) => document.querySelector(`select[data-for~="${figure.box.id}"]`);
+
 function draw(figure) {
-  const picker = document.querySelector(`select[data-for="${figure.box.id}"]`);
+  const picker = pickerOf(figure);
   const data = figure.data.map((trace) => {
     const copy = painted(trace);
     if (picker && trace.meta.group !== undefined) copy.visible = trace.meta.group === picker.value;
@@ -77,7 +84,7 @@ function draw(figure) {
 
 const drawAll = () => figures.forEach(draw);
 figures.forEach((figure) => {
-  document.querySelector(`select[data-for="${figure.box.id}"]`)?.addEventListener("change", () => draw(figure));
+  pickerOf(figure)?.addEventListener("change", () => draw(figure));
 });
 
 /* ---- colors ---- */
@@ -119,13 +126,13 @@ function settings(rows, what) {
 const byNumber = { targets: "number", type: "undefined-last", orderSequence: ["desc", "asc"], searchable: false };
 
 function modelTables($) {
-  for (const [id, what] of [["models-table", "models"], ["comparisons-table", "comparisons"]]) {
-    const table = byId(id);
-    if (table) $(table).DataTable({ ...settings(table.tBodies[0].rows.length, what), columnDefs: [byNumber] });
+  for (const table of document.querySelectorAll("table[data-rows]")) {
+    $(table).DataTable({ ...settings(table.tBodies[0].rows.length, table.dataset.rows), columnDefs: [byNumber] });
   }
 }
 
 function genesTable($) {
+  if (!byId("genes-data")) return;
   const { fixed, models, rows } = read("genes-data");
   const words = new Set(["gene", "predictable"]);
   const whole = new Set(["rank", "patients"]);

@@ -95,7 +95,7 @@ def models_table(models: pd.DataFrame) -> str:
         for row in table.to_dict("records")
     )
     return (
-        f'<table id="{MODELS_ID}"><caption class="hidden">Models, best first</caption>'
+        f'<table id="{MODELS_ID}" data-rows="models"><caption class="hidden">Models, best first</caption>'
         f"<thead><tr>{over}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
@@ -158,7 +158,7 @@ def comparisons_table(comparisons: pd.DataFrame) -> str:
         f"<tr>{''.join(cell(column, value) for column, value in row.items())}</tr>" for row in comparisons.to_dict("records")
     )
     return (
-        '<table id="comparisons-table"><caption class="hidden">Models against each other</caption>'
+        '<table id="comparisons-table" data-rows="comparisons"><caption class="hidden">Models against each other</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     )
 

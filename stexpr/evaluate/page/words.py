@@ -108,16 +108,30 @@ def listed(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>\n"
 
 
-def figure(key: str, label: str, about: str, choices: Sequence[str], selected: str) -> str:
-    """Write the place of a figure, with a picker of models where it shows one at a time."""
-    picker, shape = "", "plot"
+def figure(
+    key: str,
+    label: str,
+    about: str,
+    choices: Sequence[str] = (),
+    selected: str = "",
+    *,
+    picked: str = "Model",
+    also: str = "",
+    square: bool | None = None,
+) -> str:
+    """Write the place of a figure, with a picker of models (or what is `picked`) where it shows one at a time.
+
+    The picker moves the figures named in `also` too. Figures with a picker are `square` unless said otherwise.
+    """
+    picker, shape = "", "plot square" if (bool(choices) if square is None else square) else "plot"
     if choices:
         options = "".join(
             f'<option value="{escape(name)}"{" selected" if name == selected else ""}>{escape(name)}</option>'
             for name in choices
         )
-        select = f'<select data-for="{key}-plot">{options}</select>'
-        picker, shape = f'<div class="controls"><label><span>Model</span>{select}</label></div>', "plot square"
+        both = " ".join(f"{name}-plot" for name in (key, *also.split()))
+        select = f'<select data-for="{both}">{options}</select>'
+        picker = f'<div class="controls"><label><span>{picked}</span>{select}</label></div>'
     return (
         f'{picker}<figure><figcaption>{about}</figcaption><div class="{shape}" id="{key}-plot" role="img" '
         f'aria-label="{escape(label)}; the numbers are in the tables and files of this page"></div></figure>\n'
@@ -252,7 +266,8 @@ def reading(view: BoardView) -> str:
 
 def downloads(names: Sequence[str]) -> str:
     """Link to the files beside the page."""
-    links = "".join(f'<li><a href="{name}" download>{name}</a>: {DOWNLOADS[name]}</li>' for name in names)
+    about = {name: f": {DOWNLOADS[name]}" for name in names if name in DOWNLOADS}
+    links = "".join(f'<li><a href="{name}" download>{name}</a>{about.get(name, "")}</li>' for name in names)
     return f"<ul>{links}</ul>\n"
 
 
@@ -261,4 +276,17 @@ DOWNLOADS: Final = {
     "per_gene.csv": "mean r of every gene by every model",
     "patients.csv": "r of every patient by every model",
     "comparisons.csv": "models against each other",
+    "targets.csv": "every head on every target, with interval, p and q",
+    "scores.csv": "every measure of every head on every tested target",
+    "published.csv": "pooled scores as the paper printed them",
+    "survival_tests.csv": "risk groups, log-rank tests and hazard ratios",
+    "survival_curves.csv": "survival of each risk group over time",
+    "survival_at_risk.csv": "patients at risk",
+    "survival_horizons.csv": "AUC and Brier score by fold and horizon",
+    "calibration.csv": "calibration error before and after the temperature",
+    "reliability.csv": "predicted and observed shares by bin",
+    "agreement.csv": "bias and limits of agreement",
+    "points.csv": "measured and predicted values by patient",
+    "confounders.csv": "AUROC within strata",
+    "subgroups.csv": "scores by subgroup",
 }

@@ -101,6 +101,6 @@ def _pair(predicted: Float[Array, "P"], measured: Float[Array, "P"]) -> tuple[Ar
 
 def _check_varied(measured: Float[Array, "P"]) -> None:
     if len(measured) < 2:
-        raise MetricError(f"{len(measured)} patients; agreement needs two at least")
+        raise MetricError(f"{len(measured)} patients; agreement needs at least 2")
     if constant_per_gene(measured[:, None])[0]:
         raise MetricError(f"all {len(measured)} measured values are {measured[0]:g}; agreement needs patients who differ")

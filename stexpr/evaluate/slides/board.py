@@ -77,11 +77,10 @@ class SlideBoard:
         heads = self.models[self.models["kind"] != "baseline"]
         return str((heads if len(heads) else self.models)["model"].iloc[0])
 
-    @property
-    def baseline(self) -> str | None:
-        """The color baseline the leading head is held against; None where there is none."""
+    def baseline_of(self, head: str) -> str | None:
+        """Return the color baseline a head is held against; None where there is none."""
         baselines = set(self.models.loc[self.models["kind"] == "baseline", "model"])
-        held_against = self.comparisons.loc[self.comparisons["a"] == self.leader, "b"]
+        held_against = self.comparisons.loc[self.comparisons["a"] == head, "b"]
         return next((str(name) for name in held_against if name in baselines), None)
 
     def markdown(self) -> str:

@@ -225,7 +225,7 @@ def _score(target: TestedTarget) -> list[tuple[Any, ...]]:
             rows.append((name, measure.name, np.nan, np.nan, np.nan, f"undefined: {err}", n))
             continue
         interval = bootstrap_interval(metric, target.held_out, target.value, *target.truth)
-        rows.append((name, measure.name, value, interval.low, interval.high, interval.kind, n))
+        rows.append((name, measure.name, value, interval.low, interval.high, interval.kind.replace(" within folds", ""), n))
     if target.info.threshold is not None:
         rows += _at_threshold(target, target.info.threshold)
     return rows

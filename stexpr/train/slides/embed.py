@@ -210,7 +210,7 @@ def _standing(bags: Path, hash: str, asked: Mapping[str, Any]) -> tuple[dict[str
     notes = [f"the bag of slide {slide} could not be read and is made anew: {why}" for slide, why in damaged.items()]
     wanted = next(iter(asked.values()))["settings"]
     for slide, bag in list(found.items()):
-        own = bag.provenance.get("asked", {})
+        own = _asked(bag, wanted)
         if differing := [key for key, value in wanted.items() if own.get("settings", {}).get(key) != value]:
             key = differing[0]
             raise ConfigError(
@@ -222,6 +222,14 @@ def _standing(bags: Path, hash: str, asked: Mapping[str, Any]) -> tuple[dict[str
             notes.append(f"the {what} of slide {slide} changed since it was embedded: its bag is made anew")
             del found[slide]
     return found, notes
+
+
+def _asked(bag: Bag, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a bag was asked for; of a slide that says its scale, the one given for others is of no account."""
+    own = dict(bag.provenance.get("asked", {}))
+    if bag.provenance.get("mpp_source") == "file":
+        own["settings"] = {**own.get("settings", {}), "mpp": wanted["mpp"]}
+    return own
 
 
 def _to_try_again(quarantine: Quarantine, found: SlideFiles, *, all_of_them: bool) -> list[str]:

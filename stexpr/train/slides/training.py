@@ -1,6 +1,5 @@
 """Trains the head of one fold: the inner trainings that choose the number of epochs, then the final one."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,11 @@ from stexpr.models.bag.objectives import BagObjective
 from stexpr.models.bag.targets import TargetGroup, fit_objective
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
+from stexpr.train.slides.validation import VALIDATION, validation_ranking
 from stexpr.types import PatientBatch, Progress, silent
 
 __all__ = ["HeadTraining", "predict_patients"]
 
-VALIDATION: Final = "minus_loss"
-"""Measured after each epoch: a loss is defined also where a fold lacks a class, and tells the sure from the lucky."""
 AT_A_TIME: Final = 64
 """Patients whose outputs are computed between two looks for a signal."""
 
@@ -88,7 +86,10 @@ class HeadTraining(PhasedTraining[BagModel]):
 
         def measure() -> float:
             assert validation is not None
-            return -validation_loss(model, self.examples, validation)
+            outputs = predict_patients(model, self.examples, validation)
+            return validation_ranking(
+                model.cpu(), self.groups, outputs, [target[validation] for target in self.examples.targets]
+            )
 
         return Fit(
             model,
@@ -165,20 +166,6 @@ def predict_patients(model: BagModel, examples: SlideExamples, rows: Int64[Tenso
     model.eval()
     device = model.mean.device
     return torch.cat([model.predict(examples.batch(part, device)).cpu() for part in torch.split(rows, AT_A_TIME)])
-
-
-def validation_loss(model: BagModel, examples: SlideExamples, rows: Int64[Tensor, "P"]) -> float:
-    """Return the mean loss of the targets on held-out patients; of a survival target without an event there is none."""
-    device = model.mean.device
-    outputs = model.split_outputs(predict_patients(model, examples, rows).to(device))
-    losses = []
-    for objective, output, target in zip(model.objectives, outputs, examples.targets, strict=True):
-        own = target[rows].to(device)
-        assert isinstance(objective, BagObjective)
-        if not objective.couples_examples or bool((own[:, 1] == 1).any()):
-            with torch.inference_mode():
-                losses.append(float(objective.loss(output, own).total))
-    return float(sum(losses)) if losses else math.nan
 
 
 def _draw(n: int | None, batch: PatientBatch, generator: torch.Generator, share: Share) -> PatientBatch:

@@ -8,7 +8,7 @@ from stexpr.errors import DataError, MetricError
 from stexpr.evaluate.slides.agreement import pearson, spearman
 from stexpr.evaluate.slides.binary import auroc
 from stexpr.evaluate.slides.concordance import harrell_c
-from stexpr.evaluate.slides.paired import HeadComparison, compare_heads
+from stexpr.evaluate.slides.paired import HeadComparison, PairedTarget, compare_heads, compare_over_targets
 
 
 def compared(seed: int, better: float, n: int = 199, replicates: int = 50) -> HeadComparison:
@@ -83,3 +83,41 @@ def test_few_patients_are_not_testable_and_heads_must_match() -> None:
     assert result.test.verdict == "not testable: n = 4, needs ≥ 6"
     with pytest.raises(DataError, match="one value for each patient"):
         compare_heads(auroc, held_out(4, 1), (np.zeros(4), np.zeros(3)), positive)
+
+
+def over_targets(seed: int, effect: float, n: int = 40, targets: int = 3) -> list[PairedTarget]:
+    """Targets of the same patients, whose labels and predictions go together; the second head knows less."""
+    rng = np.random.default_rng(seed)
+    hidden, noise = rng.normal(size=n), rng.normal(size=(2, n))
+    found = []
+    for _ in range(targets):
+        positive = hidden + 0.3 * rng.normal(size=n) > 0.3
+        a, b = (hidden * knows + noise[head] for head, knows in ((0, 0.5 + effect), (1, 0.5)))
+        found.append(PairedTarget(auroc, held_out(n), (a, b), (positive,)))
+    return found
+
+
+def test_one_target_over_targets_is_the_pair_itself() -> None:
+    (target,) = over_targets(1, 1.0, targets=1)
+    alone = compare_heads(target.metric, target.held_out, target.predicted, *target.truth, n=199)
+    together = compare_over_targets([target], n=199)
+    assert together.difference == pytest.approx(alone.test.difference)
+    assert together.p == pytest.approx(alone.test.p, abs=0.06)  # patients stand in another order, so other swaps are drawn
+
+
+def test_targets_change_hands_together_so_that_like_heads_differ_as_rarely_as_the_level_says() -> None:
+    p = np.array([compare_over_targets(over_targets(seed, 0.0), n=99).p for seed in range(60)])
+    assert (p <= 0.1).mean() <= 0.2
+    found = compare_over_targets(over_targets(0, 2.0, n=120), names=("new", "old"), n=199)
+    assert found.verdict == "new beats old"
+    assert found.n_patients == 120
+
+
+def test_an_undefined_target_leaves_the_mean_undefined() -> None:
+    first, second = over_targets(2, 1.0, targets=2)
+    none = PairedTarget(auroc, second.held_out, second.predicted, (np.zeros(40, dtype=bool),))
+    found = compare_over_targets([first, none])
+    assert np.isnan(found.p)
+    assert found.verdict.startswith("undefined: fold fold 0: 0 positive")
+    with pytest.raises(MetricError, match="no target"):
+        compare_over_targets([])

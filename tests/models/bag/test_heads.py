@@ -1,6 +1,5 @@
 """Bag heads: a bag is treated alike in any company, sums are exact, and long bags fit into memory."""
 
-import os
 import subprocess
 import sys
 
@@ -22,6 +21,7 @@ from stexpr.models.bag import (
     TransMil,
     make_head,
     pooling,
+    transmil,
 )
 from stexpr.types import BagBatch
 
@@ -199,6 +199,36 @@ def test_transmil_attends_exactly() -> None:
     close(layer(rows), rows + layer.outward(torch.cat(seen, dim=1)))
 
 
+def test_transmil_attends_to_large_bags_by_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 2, 40, 4, generator=torch.Generator().manual_seed(0))
+    query, key = 0.3 * query, 0.3 * key
+    exact = (query @ key.mT / 2).softmax(dim=2) @ value
+    errors = []
+    for n_landmarks in (4, 40):
+        monkeypatch.setattr(transmil, "N_LANDMARKS", n_landmarks)
+        errors.append(float((transmil._attend_by_landmarks(query, key, value) - exact).square().mean().sqrt()))
+    assert errors[1] < 1e-3 < errors[0] < 0.1 * exact.std()  # exact where every row is a landmark
+    rows = torch.arange(10.0)[None, :, None]
+    monkeypatch.setattr(transmil, "N_LANDMARKS", 4)
+    close(transmil._landmarks(rows)[0, :, 0], torch.tensor([1.0, 3.5, 6.0, 8.5]))
+
+
+def test_transmil_learns_from_a_large_bag() -> None:
+    head = head_of("transmil").train()
+    head(BagBatch.of(draw(8_500, 1))).output.sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in head.parameters())
+
+
+@pytest.mark.parametrize("n", [4999, 5000])
+def test_transmil_is_exact_up_to_a_size(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, bags = head_of("transmil"), BagBatch.of(draw(n))
+    exact = head(bags).output
+    monkeypatch.setattr(transmil, "EXACT_UP_TO", 4999)
+    found = head(bags).output
+    assert torch.equal(found, exact) == (n == 4999)
+    close(found, exact, 0.05)
+
+
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_learns_which_bags_hold_a_planted_patch(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -275,9 +305,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / bag
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
-def test_training_on_a_large_bag_needs_at_most_the_bag_again_where_malloc_gives_back_what_is_freed() -> None:
-    # glibc otherwise keeps freed blocks of a few MB, and 1.6 bags stay resident though 0.7 are in use
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    done = subprocess.run([sys.executable, "-c", PEAK, "gated_attention"], capture_output=True, text=True, check=False, env=env)
+def test_training_on_a_large_bag_needs_less_than_the_bag_again() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK, "gated_attention"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.0
+    assert float(done.stdout) < 0.7  # 0.35; 1.0 is the bar

@@ -125,6 +125,16 @@ def test_slides_that_cannot_be_read_are_put_in_quarantine_and_the_others_go_on(f
     assert (mended.n_done, set(mended.quarantined)) == (1, {"broken"})
 
 
+def test_a_scale_is_given_for_the_slides_that_do_not_say(folder, model):
+    write_slide(folder / "bare.tif", slide_pixels(200, 300), mpp=None)
+    assert set(embedded(folder, model)[0].quarantined) == {"bare"}
+    result, performed, _ = embedded(folder, model, settings=EmbedSettings(mpp=0.5), retry=True)
+    assert (performed, result.n_before, result.is_complete) == (["bare"], 3, True)
+    assert (table(folder)["bare"]["level0_mpp"], table(folder)["a"]["level0_mpp"]) == ("0.5", "1")
+    with pytest.raises(ConfigError, match=r"slide bare has mpp = 0\.5, asked for is 0\.25"):
+        embedded(folder, model, settings=EmbedSettings(mpp=0.25))
+
+
 def test_the_same_slide_twice_is_named(folder, model):
     shutil.copy(folder / "a.tif", folder / "z copy.tif")
     result, _, _ = embedded(folder, model)
