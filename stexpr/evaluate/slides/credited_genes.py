@@ -139,7 +139,7 @@ def credited_genes_figure(table: pd.DataFrame) -> Any:
     n_slides = int(first["slides"])
     n = f"{n_slides} slide{'s' * (n_slides != 1)}"
     named = f"{len(shown)} of {len(table)} genes" if len(shown) < len(table) else f"{len(table)} genes"
-    axes.set_title(f"{first['target']}: {named}, mean of {n}\n{first['method']}{unknown}", fontsize=10, color=INK)
+    axes.set_title(f"{first['target']}: credit of {named}\nmean of {n}, {first['method']}{unknown}", fontsize=10, color=INK)
     return figure
 
 

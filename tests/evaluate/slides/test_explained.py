@@ -152,7 +152,7 @@ def test_sanity_says_whether_a_predicted_marker_goes_with_the_measured_one() -> 
     her2 = ["Positive" if i % 2 else "Negative" for i in range(40)]
     her2[:2] = ["Equivocal", "Indeterminate"]
     rises, falls = sentences(expression, {"Ki-67 (%)": percent, "HER2_IHC": her2})
-    assert rises.startswith("Predicted MKI67 rises with Ki-67 (%), as it should: Spearman 0.8")
+    assert rises.startswith("Predicted MKI67 rises with Ki-67 (%), as it should: Spearman 0.94")
     assert falls.startswith("Predicted ERBB2 FALLS with HER2_IHC: do not read it as ERBB2: AUROC 0.0")
     assert falls.endswith("over 38 patients.")
     noise = sentences({"MKI67": rng.random(40)}, {"KI67": [f"{value:.3f}" for value in ki67]})
