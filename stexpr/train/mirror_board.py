@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from stexpr.evaluate.leaderboard import Leaderboard
+from stexpr.evaluate.page import slide_figures
 from stexpr.evaluate.page.figures import as_plotly, board_figures
 from stexpr.evaluate.page.view import board_view
 from stexpr.evaluate.records import read_records
@@ -39,7 +40,7 @@ def log_board(board: Leaderboard, project: str, folder: Path, *, runs: Path | No
 
 
 def log_slide_board(board: SlideBoard, project: str, folder: Path) -> str:
-    """Log a board of slide heads: its tables, in a run of the job type `leaderboard`.
+    """Log a board of slide heads: its tables and their ranking, in a run of the job type `leaderboard`.
 
     Args:
         board: The board.
@@ -51,7 +52,8 @@ def log_slide_board(board: SlideBoard, project: str, folder: Path) -> str:
     """
     tables = {"leaderboard": board.models, "targets": board.targets, "comparisons": board.comparisons}
     given = {"project": project, "name": board.title, "group": board.title}
-    return _logged(given, tables, {}, {"leading": board.leader}, folder)
+    images = {"scores": as_plotly(slide_figures.ranking(board))}
+    return _logged(given, tables, images, {"leading": board.leader}, folder)
 
 
 def _logged(
