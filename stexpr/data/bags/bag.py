@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
 from stexpr.config.files import hash_file
+from stexpr.config.slides import InstanceKind
 from stexpr.data.bags.files import COLOR, COORDS, EXPRESSION, PATCHES, check_finite, dataset_of, feature_key, open_bag
 from stexpr.errors import DataError
 
@@ -17,7 +18,7 @@ __all__ = ["Bag", "Instances"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Layout: TypeAlias = Literal["stexpr", "trident", "clam", "stamp"]
-Instances: TypeAlias = Literal["features", "expression", "both", "color"]
+Instances: TypeAlias = InstanceKind
 """What stands for a patch: the encoder's features, predicted expression, both side by side in this order, or color alone."""
 
 FEATURES: Final = "features"

@@ -5,10 +5,9 @@ stand beside it. Heads with softmax or max pooling read a long bag in parts whos
 gradient, so memory grows with the bag itself and not with the width of the head.
 """
 
-from typing import Literal, TypeAlias
-
 import torch
 
+from stexpr.config.slides import HeadKind
 from stexpr.errors import ModelError, nearest
 from stexpr.models.bag.attention import AdditiveAttention, AttentionPooling, GatedAttentionPooling
 from stexpr.models.bag.clam import Clam
@@ -31,8 +30,6 @@ __all__ = [
     "TransMil",
     "make_head",
 ]
-
-HeadKind: TypeAlias = Literal["mean", "max", "patch_vote", "attention", "gated_attention", "additive", "clam", "transmil"]
 
 HEADS: dict[str, type[BagHead]] = {
     "mean": MeanPooling,
