@@ -21,7 +21,8 @@ RASTER_PX: Final = 1200
 """Longer side of a drawn map."""
 MOST_PX: Final = 100
 """Of a patch in it."""
-PAPER: Final = "#f3f4f6"
+PAPER: Final = "#d5d9de"
+"""Darker than the middle of the colors, so that patches without effect are seen."""
 OPACITY: Final = 0.6
 CLIPPED: Final = 99
 """Percentile at which colors end, so that one patch does not fade all others."""
