@@ -27,7 +27,7 @@ from stexpr.types import SPATIAL, Progress, silent
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 TRUTH = "truth.h5"
-RECIPE = 1
+RECIPE = 2
 """Raised when the same choices come to mean other files."""
 
 _PITCH_UM, _MARGIN_UM = 100, 120

@@ -1,6 +1,6 @@
 """Made-up genes: which of them follow what a spot shows, how strongly, and how counts scatter around that."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,8 +15,11 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SHARE = np.array([0.15, 0.15, 0.14, 0.08, 0.30, 0.08, 0.10])
 _TYPICAL = np.array([0.30, 0.35, 0.18, 0.16, 0.0, 0.19, 0.0])
 _SPREAD = np.array([0.37, 0.38, 0.30, 0.28, 0.75, 0.09, 0.80])
+_DARKNESS = "nuclear_darkness"
 _STRENGTH = (0.45, 0.85)  # change of log expression per spread of the feature followed
 _LOG_MEAN_SD = 0.8
+PROLIFERATION = "MKI67"
+"""Of the genes that rise with the darkness of nuclei, the one of the highest mean: mitosis-like nuclei are dark."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,23 @@ class GenePrograms:
 
 
 def plan_genes(rng: np.random.Generator, n: int, null_fraction: float) -> GenePrograms:
-    """Draw what each gene follows; planted and null genes come in random order, with means of one distribution."""
+    """Draw what each gene follows; planted and null genes come in random order, with means of one distribution.
+
+    Where a gene rises with the darkness of nuclei, one is called `PROLIFERATION`.
+    """
     planted = rng.permutation(n) >= round(n * null_fraction)
     first = rng.choice(len(MORPHOLOGY), size=n, p=_SHARE)
     loading = rng.normal(0, 0.12, size=(n, len(MORPHOLOGY)))
     loading[np.arange(n), first] = rng.uniform(*_STRENGTH, size=n) * rng.choice([-1.0, 1.0], size=n)
     loading[~planted] = 0
     rank = np.where(planted, planted.cumsum(), (~planted).cumsum())
-    names = tuple(f"{'PLANT' if p else 'NULL'}{i:0{len(str(n))}d}" for p, i in zip(planted, rank, strict=True))
-    return GenePrograms(names, planted, rng.normal(0, _LOG_MEAN_SD, size=n), loading)
+    names = [f"{'PLANT' if p else 'NULL'}{i:0{len(str(n))}d}" for p, i in zip(planted, rank, strict=True)]
+    genes = GenePrograms(tuple(names), planted, rng.normal(0, _LOG_MEAN_SD, size=n), loading)
+    rises = (np.array(genes.follows) == _DARKNESS) & (loading[:, MORPHOLOGY.index(_DARKNESS)] > 0)
+    if not rises.any():
+        return genes
+    names[int(np.where(rises, genes.log_mean, -np.inf).argmax())] = PROLIFERATION
+    return replace(genes, names=tuple(names))
 
 
 def draw_counts(rng: np.random.Generator, expected: Float[Array, "S G"], dispersion: float) -> Int[Array, "S G"]:

@@ -92,7 +92,7 @@ def measure_squares(tissue: Tissue, regions: Bool[Array, "h w"], mitotic: Bool[A
     nuclei = tissue.nuclei
     row, column = (np.clip(at // side_px, 0, n - 1).astype(int) for at in (nuclei.y, nuclei.x))
     rows, columns = np.divmod(np.arange(n * n), n)
-    table = {"x": (columns + 0.5) * side_px, "y": (rows + 0.5) * side_px}
+    table: dict[str, Array] = {"x": (columns + 0.5) * side_px, "y": (rows + 0.5) * side_px}
     table |= {"tissue": shares(tissue.inside), "planted": shares(regions)}
     table |= {kind: shares(fraction) for kind, fraction in zip(TISSUES, tissue.fractions, strict=True)}
     for name, counted in (("tumor_nuclei", nuclei.kind == 0), ("mitoses", mitotic)):

@@ -45,12 +45,12 @@ _ABOUT: Final = {
     "slides/": "H&E-like slides, 1 um per pixel, tiled and pyramidal TIFF",
     "clinical.csv": "one row per patient",
     "slides.csv": "whose each slide is",
-    "patch_labels/": "per slide, as from registered IHC: squares of 96 px about x, y (level-0 px) with at least 5 nuclei of the "
-    "tumor; ki67 is the share of mitosis-like ones among these tumor_nuclei. KI67 of a patient is their mean, weighted by "
+    "patch_labels/": "per slide, as from registered IHC: squares of 96 px about x, y (level-0 px) with at least 5 nuclei of "
+    "the tumor; ki67 is the share of mitosis-like ones among these tumor_nuclei. KI67 of a patient is their mean, weighted by "
     "tumor_nuclei",
     "rois/": "regions of tumor, as QuPath exports them",
-    "truth.csv": "per patient: whether the morphology was planted and in what share of the tissue, ki67, shares of tumor and immune "
-    "cells, and the log hazards of OS and PFI",
+    "truth.csv": "per patient: whether the morphology was planted and in what share of the tissue, ki67, shares of tumor and "
+    "immune cells, and the log hazards of OS and PFI",
     "truth_patches.csv": "per square of each slide: shares of tissue, of planted regions and of each tissue; nuclei",
 }
 
@@ -176,9 +176,7 @@ def _write(folder: Path, config: SyntheticSlidesConfig, progress: Progress) -> N
 
 def _patients(patches: pd.DataFrame) -> pd.DataFrame:
     """Sum up what the slides of each patient show, in the order of the patients."""
-    labelled = (
-        patches[patches["tumor_nuclei"] >= _FEWEST_NUCLEI].groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
-    )
+    labelled = _labelled(patches).groupby("patient", sort=False)[["mitoses", "tumor_nuclei"]].sum()
     areas = patches.groupby("patient", sort=False)[["tissue", "planted", "tumor", "immune"]].sum()
     shares = areas[["planted", "tumor", "immune"]].div(areas["tissue"], axis=0)
     return shares.assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"])
@@ -196,12 +194,14 @@ def _write_slide(
     _write_tiff(folder / "slides" / f"{name}.tif", draw(rng, tissue, plan.stain))
     _write_rois(folder / "rois" / f"{name}.geojson", tissue.fractions[0])
     squares = measure_squares(tissue, planted, mitotic, SQUARE_PX)
-    labelled = squares[squares["tumor_nuclei"] >= _FEWEST_NUCLEI]
-    labels = labelled[["x", "y"]].assign(
-        ki67=labelled["mitoses"] / labelled["tumor_nuclei"], tumor_nuclei=labelled["tumor_nuclei"]
-    )
+    labelled = _labelled(squares)
+    labels = labelled.assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"])[["x", "y", "ki67", "tumor_nuclei"]]
     _write_csv(labels, folder / "patch_labels" / f"{name}.csv")
     return squares
+
+
+def _labelled(squares: pd.DataFrame) -> pd.DataFrame:
+    return squares[squares["tumor_nuclei"] >= _FEWEST_NUCLEI]
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -121,6 +121,15 @@ def test_genes_follow_the_feature_they_are_said_to_follow(truth: Truth) -> None:
     assert np.mean(strengths) > 0.8
 
 
+def test_one_gene_that_rises_with_dark_nuclei_is_called_as_in_real_tissue() -> None:
+    genes = plan_genes(np.random.default_rng([0, 0]), 400, 0.3)
+    named = genes.names.index("MKI67")
+    assert genes.follows[named] == "nuclear_darkness"
+    assert genes.loading[named, MORPHOLOGY.index("nuclear_darkness")] > 0.4
+    assert genes.log_mean[named] > np.quantile(genes.log_mean, 0.9)
+    assert "MKI67" not in plan_genes(np.random.default_rng(0), 20, 1.0).names
+
+
 def test_both_kinds_are_among_the_highest_means(truth: Truth, counts: dict[str, np.ndarray]) -> None:
     mean = sum(measured.mean(axis=0) for measured in counts.values())
     top = {truth.genes[i] for i in np.argsort(-mean)[:40]}

@@ -94,7 +94,7 @@ def test_tables_are_read_as_any_other_and_every_patient_has_slides(folder: Path,
     slides = [path.stem for path in (folder / "slides").iterdir()]
     cohort = match_slides(read_slides(folder / "slides.csv"), targets, bags=slides)
     assert len(cohort.slides_of) == 12
-    assert not (cohort.without_slide or cohort.without_patient or cohort.without_bag or cohort.without_row or cohort.refused)
+    assert not any((cohort.without_slide, cohort.without_patient, cohort.without_bag, cohort.without_row, cohort.refused))
     assert {name: len(missing) for name, missing in cohort.without_label.items()} == {
         "PLANTED_mut": 1,
         "NULL1_mut": 2,
