@@ -1,7 +1,7 @@
 """Slide heads on the synthetic slide cohort, whose truth is known: what `benchmarks/slide_heads.sh` measures, as numbers.
 
-The encoder is the best network of `stexpr demo`, which learned expression on other sections; beside it stand the same network as it
-was before training, and colors. Command: benchmarks/slide_heads.sh   (writes benchmarks/results/slide-heads.json)
+The encoder is the best network of `stexpr demo`, which learned expression on other sections; beside it stand the same network
+before training, and colors. Command: benchmarks/slide_heads.sh   (writes benchmarks/results/slide-heads.json)
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from stexpr.config.any_study import load_any_study
+from stexpr.config.slides import SlideStudyConfig
 from stexpr.config.sweep import load_sweep
 from stexpr.config.versions import versions
 from stexpr.data.bags import Bag, read_bag
@@ -29,14 +30,16 @@ from stexpr.inference.bags import EmbedSettings
 from stexpr.models.backbones import create_backbone
 from stexpr.models.bag.saved import load_head
 from stexpr.models.export import load_model, save_model
+from stexpr.train.checkpoint import StopFlag
 from stexpr.train.slides.demo import best_network
 from stexpr.train.slides.embed import STATE, embed_slides
 from stexpr.train.slides.embed_job import EncoderSource
+from stexpr.train.slides.study import SlideStudy
 from stexpr.train.study import run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "slide-heads.json"
-PATIENTS, SEED = 120, 11
+PATIENTS, SEED = 100, 11
 PLANTED = 0.05
 """Share of a patch that has to lie in planted regions for it to count as planted; patches with less, but some, are left out."""
 
@@ -60,21 +63,27 @@ def write_untrained(model: Path, folder: Path) -> Path:
 
 
 def train(work: Path) -> list[str]:
-    """Train every head that is compared, all into one folder of runs."""
+    """Train every head that is compared, all into one folder of runs; colors once, they are the same for both encoders."""
     at = [f"tables.clinical=[{work / 'slides' / 'clinical.csv'}]", f"tables.slides={work / 'slides' / 'slides.csv'}"]
+    trained, untrained = ([*at, f"bags={work / 'bags' / name}", f"encoder={name}"] for name in ("trained", "untrained"))
     lines: list[str] = []
-    for encoder in ("trained", "untrained"):
-        own = [*at, f"bags={work / 'bags' / encoder}", f"encoder={encoder}"]
-        for name in ("mutation", "ki67", "survival"):
-            run_study(load_any_study(name, own), work / "runs", report=lines.append)
-    own = [*at, f"bags={work / 'bags' / 'trained'}", "encoder=trained"]
-    run_study(load_any_study("mutation", [*own, "model.head=additive", "model.instances=expression"]), work / "runs")
-    labels = work / "slides" / "patch_labels"
-    for study in load_sweep("ki67", own).studies:
-        changed = study.model
-        if changed.patch_labels is not None:
-            changed = changed.model_copy(update={"patch_labels": labels})
-        run_study(study.model_copy(update={"model": changed, "name": "ki67"}), work / "runs", report=lines.append)
+    for name in ("mutation", "ki67", "survival"):
+        run_study(load_any_study(name, trained), work / "runs", report=lines.append)
+        lines += without_colors(load_any_study(name, untrained), work / "runs")
+    changes = ["model.head=additive", "model.instances=expression"]
+    lines += without_colors(load_any_study("mutation", [*trained, *changes]), work / "runs")
+    for study in load_sweep("ki67", trained).studies:
+        model = study.model
+        if model.patch_labels is not None:
+            model = model.model_copy(update={"patch_labels": work / "slides" / "patch_labels"})
+        lines += without_colors(study.model_copy(update={"model": model}), work / "runs")
+    return lines
+
+
+def without_colors(study: SlideStudyConfig, runs: Path) -> list[str]:
+    opened, lines = SlideStudy(study), []
+    for fold in opened.folds:
+        opened.run(study, fold, runs, stop=StopFlag(), report=lines.append)
     return lines
 
 

@@ -28,6 +28,7 @@ from stexpr.evaluate.slides.logrank import log_rank
 from stexpr.evaluate.slides.measures import MEASURES
 from stexpr.evaluate.slides.resampling import bootstrap_interval
 from stexpr.evaluate.slides.results import SlideResults, TargetInfo
+from stexpr.inference.explain import check_fits
 from stexpr.models.bag.saved import LoadedHead, load_head
 from stexpr.train.slides.results import FittedTargets, labels_table, outputs_table, patients_table
 from stexpr.train.slides.training import predict_patients
@@ -89,7 +90,7 @@ def deploy(runs: Sequence[Path], bags: str | Path, tables: SlideTables) -> Deplo
     data, notes = _external(tables, store, protocol)
     results = []
     for run, (head, own, _) in zip(runs, heads, strict=True):
-        _check_fits(run, head, store)
+        check_fits(head, next(iter(store.bags.values())))
         if seen := [patient for patient in data.patients if patient in set(head.provenance.get("training_patients", ()))]:
             words = f"{named('patient', seen)} of the cohort trained the head of {run}"
             raise LeakageError(f"{words}; leave them out of the tables")
@@ -143,21 +144,6 @@ def _external(tables: SlideTables, store: BagStore, protocol: SlideProtocol) -> 
         store=BagStore(store.path, {slide: store[slide] for own in slides_of.values() for slide in own}),
     )
     return data, notes
-
-
-def _check_fits(run: Path, head: LoadedHead, store: BagStore) -> None:
-    bag = next(iter(store.bags.values()))
-    if head.encoder is not None and bag.encoder is not None and head.encoder != bag.encoder:
-        raise ModelError(
-            f"the bags in {store.path} are of encoder {bag.encoder}, the head of {run} was trained on those of {head.encoder}; "
-            "embed the slides with that one"
-        )
-    if head.genes and tuple(store.genes) != head.genes:
-        raise ModelError(f"the bags in {store.path} hold other genes than those of the head of {run}; embed with its encoder")
-    width = store.width_of(head.instances)
-    if width != head.model.head.n_features:
-        reads = f"{head.model.head.n_features} {head.instances}"
-        raise ModelError(f"the head of {run} reads {reads}, the bags in {store.path} have {width}; embed with its encoder")
 
 
 def _predicted(head: LoadedHead, own: SlideResults, data: SlideData, protocol: SlideProtocol) -> SlideResults:

@@ -10,7 +10,7 @@ import torch
 from stexpr.config.slides import SlideStudyConfig
 from stexpr.data.splits import Fold
 from stexpr.models.bag.model import BagModel
-from stexpr.train.slides.run import SlideJob
+from stexpr.train.slides.job import SlideJob
 from stexpr.train.slides.study import SlideStudy
 from stexpr.train.slides.training import HeadTraining, predict_patients
 from stexpr.train.timing import timed

@@ -15,7 +15,8 @@ from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.mirror import Mirrored, WandbMirror
 from stexpr.train.opened import OpenedStudy
-from stexpr.train.slides.run import SlideJob, run_slide_fold
+from stexpr.train.slides.job import SlideJob
+from stexpr.train.slides.run import run_slide_fold
 from stexpr.train.slides.validation import VALIDATION
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent

@@ -81,7 +81,7 @@ def test_only_the_last_block_learns_and_the_tuned_encoder_embeds(cohort: Path, t
     found = deploy([run], tmp_path / "bags", only).results.outputs.query("output == ''").set_index("patient")["raw"]
     threshold = pd.read_json(run / "fitted.json")["threshold"][0]
     np.testing.assert_allclose(found.loc[test.index] + threshold, test, atol=2e-3)
-    with pytest.raises(ModelError, match="are of encoder"):
+    with pytest.raises(ModelError, match="is of encoder"):
         deploy([run], cohort / "bags", only)
 
 

@@ -242,7 +242,7 @@ def test_survival_is_deployed_relative_to_each_heads_training_patients(cohort: P
     assert 0 < scores["harrell_c"] <= 1
     assert 0 <= scores["logrank_p"] <= 1 or np.isnan(scores["logrank_p"])
     head = load_head(run / "model")
-    with pytest.raises(ModelError, match="reads 8 features"):
+    with pytest.raises(ModelError, match="4 features where it reads 8"):
         deploy([run], wider(other, tmp_path / "wide"), tables)
     assert head.baseline["OS"]
 
