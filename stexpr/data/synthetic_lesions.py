@@ -39,7 +39,7 @@ def enlarge(rng: np.random.Generator, layout: Layout, share: float) -> tuple[Lay
         The new layout, and the regions on the coarse grid.
     """
     inside = layout.inside > 0.5
-    wish = smooth_noise(rng, len(inside), 16.0) + 2.5 * layout.fractions[0] - 2 * layout.fractions[3]
+    wish = smooth_noise(rng, len(inside), 16.0) + 5 * layout.fractions[0] - 2 * layout.fractions[3]
     regions = inside & (wish > np.quantile(wish[inside], 1 - share))
     soft = gaussian_filter(regions.astype(np.float32), 2.0)
     size = (1 - soft) * _EVEN * layout.size + soft * _ENLARGED
