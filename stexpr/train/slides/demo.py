@@ -77,12 +77,13 @@ def run_slide_demo(
 
 
 def best_network(runs: Path) -> Path:
-    """Return the folder of the network run with the highest mean r; of equal ones the first.
+    """Return the folder of the run with the highest mean r among networks with an auxiliary head, which saw the most genes.
 
     Raises:
-        DataError: No network finished there.
+        DataError: No such network finished there.
     """
-    networks = [run for run in read_records(runs).complete if run.record.kind == "network"]
+    complete = read_records(runs).complete
+    networks = [run for run in complete if run.record.kind == "network" and run.record.model_label.endswith("aux")]
     scored = [(run.record.main_value[1] or 0.0, run.folder) for run in networks]
     if not scored:
         raise DataError(f"no network finished in {runs}; run stexpr demo first")
