@@ -344,7 +344,7 @@ def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, sm
 
         monkeypatch.setattr(PreparedCohort, method, spy)
     from stexpr.train import run as module
-    from stexpr.train import study as studies
+    from stexpr.train import spots as studies
 
     audit = studies.check_before_training
 
