@@ -11,6 +11,7 @@ from stexpr.errors import DataError
 from stexpr.evaluate.page.slides import publish_slides
 from stexpr.evaluate.records import MODEL, read_records
 from stexpr.evaluate.slides.board import SlideBoard
+from stexpr.evaluate.slides.resampling import Draws
 from stexpr.inference.bags import EmbedSettings
 from stexpr.train.slides.embed import STATE, embed_slides
 from stexpr.train.slides.embed_job import EncoderSource
@@ -20,8 +21,8 @@ from stexpr.types import Progress, silent
 __all__ = ["STUDIES", "run_slide_demo"]
 
 STUDIES: Final = ("mutation", "ki67", "survival")
-SIZE: Final[Mapping[str, Any]] = {}
-QUICK_SIZE: Final = {"patients": 24, "squares_per_slide": 16, "two_slides": 0.1}
+QUICK_SIZE: Final[Mapping[str, Any]] = {"patients": 24, "squares_per_slide": 16, "two_slides": 0.1}
+QUICK_DRAWS: Final = Draws(replicates=100, permutations=99, swaps=99)
 QUICK_STUDY: Final = ("protocol.split={k: 2, inner_k: 2}", "training.epochs=3")
 
 
@@ -52,7 +53,7 @@ def run_slide_demo(
     """
     model = best_network(folder / "runs") / MODEL
     report(f"drawing slides, and embedding them by the encoder of {model.parent.name}")
-    write_synthetic_slides(folder / "slides", seed=seed, progress=progress, **(QUICK_SIZE if quick else SIZE))
+    write_synthetic_slides(folder / "slides", seed=seed, progress=progress, **(QUICK_SIZE if quick else {}))
     bags = folder / "bags"
     engine = make_engine("local", EngineOptions(), bags / STATE / "logs")
     settings = EmbedSettings(expression=True, patches=True)
@@ -71,7 +72,8 @@ def run_slide_demo(
         ]
         run_study(load_any_study(name, overrides), folder / "slide_runs", progress=progress, report=report)
         output = folder / "slide_leaderboard" / name
-        boards[name] = publish_slides(folder / "slide_runs", output, protocol=name, progress=progress)
+        draws = QUICK_DRAWS if quick else Draws()
+        boards[name] = publish_slides(folder / "slide_runs", output, protocol=name, draws=draws, progress=progress)
         report(f"open {output / 'index.html'} in a browser; the same as tables beside it\n")
     return boards
 
