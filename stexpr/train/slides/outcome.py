@@ -84,7 +84,7 @@ def slide_record(job: SlideJob, training: HeadTraining, model: BagModel, results
                 "name": data.name,
                 "hash": data.hash,
                 "patients": data.patients,
-                "details": {"targets": list(data.cohort.targets), "sites": len(set(data.site_of.values()))},
+                "details": {"targets": ", ".join(data.cohort.targets), "sites": len(set(data.site_of.values()))},
             },
             "split_hash": job.split_hash,
             "fold": {
