@@ -1,7 +1,7 @@
 """What is planted in a made-up slide: regions of enlarged nuclei, and mitosis-like ones among those of the tumor.
 
-Neither is plain in a mean color: enlarged nuclei are as many fewer as they are larger, and how dark nuclei are is also a
-matter of the stain.
+A mean color hardly shows either: enlarged nuclei are as many fewer as they are larger, mitosis-like ones about as much
+darker as they are smaller.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ __all__ = ["condense", "enlarge", "measure_squares"]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _EVEN = 0.5  # of the usual variation of size and darkness, so that what is planted stands out
-_ENLARGED = 1.8  # SDs of that variation
+_ENLARGED = 2.0  # SDs of that variation
 _CONDENSED = 0.72  # radius of a mitosis-like nucleus over what it would be
 _STRETCHED = 1.5  # its elongation, likewise
 _INK = 2.0  # its absorption, likewise
@@ -39,7 +39,7 @@ def enlarge(rng: np.random.Generator, layout: Layout, share: float) -> tuple[Lay
         The new layout, and the regions on the coarse grid.
     """
     inside = layout.inside > 0.5
-    wish = smooth_noise(rng, len(inside), 16.0) + 5 * layout.fractions[0] - 2 * layout.fractions[3]
+    wish = smooth_noise(rng, len(inside), 16.0) + 3.5 * layout.fractions[0] - 2 * layout.fractions[3]
     regions = inside & (wish > np.quantile(wish[inside], 1 - share))
     soft = gaussian_filter(regions.astype(np.float32), 2.0)
     size = (1 - soft) * _EVEN * layout.size + soft * _ENLARGED

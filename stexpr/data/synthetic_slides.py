@@ -62,7 +62,7 @@ class SyntheticSlidesConfig(Strict):
     two_slides: Unit = Field(0.2, description="share of patients with two slides")
     squares_per_slide: int = Field(53, ge=4, le=2000, description="squares of 96 px wholly on the tissue")
     mutated: Unit = Field(0.4, description="share of patients with the planted mutation")
-    planted_share: Unit = Field(0.1, description="share of the tissue that shows it, in slides of these patients")
+    planted_share: Unit = Field(0.07, description="share of the tissue that shows it, in slides of these patients")
     effect: float = Field(2.0, ge=0, description="log hazard per SD of the difference between tumor and immune shares")
     censored: float = Field(0.4, gt=0, lt=1, description="share of patients expected to be censored")
     seed: int = Field(0, ge=0)

@@ -127,7 +127,7 @@ def test_planted_patches_are_in_mutated_patients_only(truth: SlideTruth, clinica
     assert ((planted > 0.1) == truth.patients["mutated"]).all()
     assert ((planted > 0) == truth.patients["mutated"]).all()
     shares = truth.patients.loc[truth.patients["mutated"], "planted"]
-    assert shares.between(0.05, 0.15).all()
+    assert shares.between(0.04, 0.1).all()
     said = read_labels(clinical, "PLANTED_mut", "binary").values
     assert all(truth.patients["mutated"][patient] == mutated for patient, mutated in said.items())
 
@@ -166,7 +166,7 @@ def test_stains_differ_between_sites_more_than_within() -> None:
     plans = plan_patients(0, 40, mutated=0.4, two_slides=0.2)
     stains = pd.DataFrame({"site": [plan.site for plan in plans], "ink": [plan.stain.hematoxylin[0] for plan in plans]})
     by_site = stains.groupby("site")["ink"]
-    assert by_site.mean().std() > 2 * by_site.std().mean()
+    assert by_site.mean().std() > 1.2 * by_site.std().mean()
     assert by_site.size().tolist() == [10] * 4
 
 
