@@ -130,6 +130,29 @@ def mil(_: str) -> str:
     return table(["head", *header], rows)
 
 
+def heads(_: str) -> str:
+    """Slide heads on synthetic slides, by task."""
+    found = json.loads((RESULTS / "slide-heads.json").read_text(encoding="utf-8"))
+    names = {"mutation": "planted mutation, AUROC", "ki67": "Ki67, Spearman", "survival": "survival, c"}
+    rows = []
+    for task, label in names.items():
+        for model, row in sorted(found["heads"][task].items(), key=lambda item: -item[1]["value"]):
+            rows.append([label, model, number(row["value"]), f"{number(row['low'])} to {number(row['high'])}"])
+    return table(["target", "head", "score", "95 %"], rows)
+
+
+def pairs(_: str) -> str:
+    """The trained encoder against the same one untrained, and against colors."""
+    found = json.loads((RESULTS / "slide-heads.json").read_text(encoding="utf-8"))["paired"]
+    rows = []
+    for tests in found.values():
+        for test in tests:
+            if not test["target"].startswith("mean of") and test["a"].endswith(" on trained features"):
+                bounds = f"{number(test['low'])} to {number(test['high'])}"
+                rows.append([test["target"], test["a"], test["b"], number(test["difference"]), bounds, f"{test['p']:.4f}"])
+    return table(["target", "a", "b", "a − b", "95 %", "p"], rows)
+
+
 def attention(_: str) -> str:
     """Time and memory of a training step on a large bag."""
     row = json.loads((RESULTS / "speed-attention.json").read_text(encoding="utf-8"))
@@ -219,6 +242,8 @@ WRITERS = {
         novelty,
         onnx,
         mil,
+        heads,
+        pairs,
         attention,
         effect,
         sweeps,

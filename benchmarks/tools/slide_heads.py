@@ -39,7 +39,7 @@ from stexpr.train.study import run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "slide-heads.json"
-PATIENTS, SEED = 100, 11
+PATIENTS, SEED = 120, 11
 PLANTED = 0.05
 """Share of a patch that has to lie in planted regions for it to count as planted; patches with less, but some, are left out."""
 

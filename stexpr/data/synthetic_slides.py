@@ -46,8 +46,8 @@ _ABOUT: Final = {
     "clinical.csv": "one row per patient",
     "slides.csv": "whose each slide is",
     "patch_labels/": "per slide, as from registered IHC: squares of 96 px about x, y (level-0 px) with at least 5 nuclei of "
-    "the tumor; ki67 is the share of mitosis-like ones among these tumor_nuclei. KI67 of a patient is their mean, weighted by "
-    "tumor_nuclei",
+    "the tumor; value, the Ki67 of the square, is the share of mitosis-like ones among these tumor_nuclei. KI67 of a patient is "
+    "their mean, weighted by tumor_nuclei",
     "rois/": "regions of tumor, as QuPath exports them",
     "truth.csv": "per patient: whether the morphology was planted and in what share of the tissue, ki67, shares of tumor and "
     "immune cells, and the log hazards of OS and PFI",
@@ -195,7 +195,7 @@ def _write_slide(
     _write_rois(folder / "rois" / f"{name}.geojson", tissue.fractions[0])
     squares = measure_squares(tissue, planted, mitotic, SQUARE_PX)
     labelled = _labelled(squares)
-    labels = labelled.assign(ki67=labelled["mitoses"] / labelled["tumor_nuclei"])[["x", "y", "ki67", "tumor_nuclei"]]
+    labels = labelled.assign(value=labelled["mitoses"] / labelled["tumor_nuclei"])[["x", "y", "value", "tumor_nuclei"]]
     _write_csv(labels, folder / "patch_labels" / f"{name}.csv")
     return squares
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stexpr.data.images import open_image
+from stexpr.data.patch_labels import read_patch_labels
 from stexpr.data.slide_cohort import match_slides
 from stexpr.data.synthetic_lesions import condense, enlarge, measure_squares
 from stexpr.data.synthetic_patients import COLUMNS, clinical_table, plan_patients
@@ -132,14 +133,19 @@ def test_planted_patches_are_in_mutated_patients_only(truth: SlideTruth, clinica
     assert all(truth.patients["mutated"][patient] == mutated for patient, mutated in said.items())
 
 
+def test_patch_labels_are_read_by_the_studies(folder: Path) -> None:
+    slides = read_slides(folder / "slides.csv").patient_of
+    assert set(read_patch_labels(folder / "patch_labels", slides).tables) == set(slides)
+
+
 def test_ki67_is_the_mean_of_the_patch_labels_by_nuclei(folder: Path, truth: SlideTruth, clinical: ClinicalTable) -> None:
     slides = read_slides(folder / "slides.csv").patient_of
     for patient, ki67 in read_labels(clinical, "KI67", "continuous").values.items():
         tables = [pd.read_csv(folder / "patch_labels" / f"{slide}.csv") for slide, own in slides.items() if own == patient]
         labels = pd.concat(tables)
-        assert labels["ki67"].between(0, 1).all()
+        assert labels["value"].between(0, 1).all()
         assert labels["tumor_nuclei"].min() >= 5
-        assert np.average(labels["ki67"], weights=labels["tumor_nuclei"]) == pytest.approx(ki67, abs=1e-3)
+        assert np.average(labels["value"], weights=labels["tumor_nuclei"]) == pytest.approx(ki67, abs=1e-3)
         assert truth.patients["ki67"][patient] == pytest.approx(ki67, abs=1e-4)
     assert np.ptp(truth.patients["ki67"]) > 0.3
 
