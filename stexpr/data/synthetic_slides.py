@@ -46,7 +46,7 @@ _ABOUT: Final = {
     "clinical.csv": "one row per patient",
     "slides.csv": "whose each slide is",
     "patch_labels/": "per slide, as from registered IHC: squares of 96 px about x, y (level-0 px) with at least 5 nuclei of "
-    "the tumor; value, the Ki67 of the square, is the share of mitosis-like ones among these tumor_nuclei. KI67 of a patient is "
+    "the tumor; value, the Ki67 of the square, is the share of mitosis-like ones among these tumor_nuclei. A patient's KI67: "
     "their mean, weighted by tumor_nuclei",
     "rois/": "regions of tumor, as QuPath exports them",
     "truth.csv": "per patient: whether the morphology was planted and in what share of the tissue, ki67, shares of tumor and "
