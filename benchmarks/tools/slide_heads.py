@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "slide-heads.json"
 PATIENTS, SEED = 120, 11
 PLANTED = 0.5
-"""Share of a patch that lies in planted regions from which on it counts as planted; patches with less, but some, are left out."""
+"""Share of a patch in planted regions from which on it counts as planted; patches with less, but some, are left out."""
 
 
 def write_untrained(model: Path, folder: Path) -> Path:
