@@ -203,7 +203,8 @@ class HeadTrainingConfig(TrainingConfig):
     weight_decay: float = Field(1e-3, ge=0)
     batch_size: int | None = Field(8, ge=1, description="patients a step; null takes all, which Cox's likelihood needs")  # type: ignore[assignment]
     epochs: int = Field(40, ge=1, description="upper limit; inner folds choose")
-    patience: int = Field(10, ge=1, description="epochs without a better inner validation before an inner training stops")
+    schedule: Literal["cosine", "constant"] = "constant"
+    patience: int = Field(40, ge=1, description="epochs without a better inner validation before an inner training stops")
     patches: int | None = Field(None, ge=1, description="patches of a patient drawn each epoch; null trains on all")
 
 

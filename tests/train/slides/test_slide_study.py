@@ -87,7 +87,7 @@ def test_every_target_has_its_head_and_its_scores(cohort: Path, tmp_path: Path) 
 
 def test_the_planted_mutation_is_learned_and_color_is_not(tmp_path: Path) -> None:
     folder = write_cohort(tmp_path, patients=60, patches=8)
-    study = slide_study(folder, {"kind": "binary", "columns": ["A_mut"]}, training={"epochs": 25, "lr": 0.01})
+    study = slide_study(folder, {"kind": "binary", "columns": ["A_mut"]}, training={"epochs": 40})
     lines: list[str] = []
     runs = run_study(study, tmp_path / "runs", report=lines.append)
     assert len(runs) == 4
@@ -105,7 +105,7 @@ def test_the_planted_mutation_is_learned_and_color_is_not(tmp_path: Path) -> Non
 @pytest.mark.parametrize("loss", ["cox", "discrete"])
 def test_survival_is_learned(loss: str, tmp_path: Path) -> None:
     folder = write_cohort(tmp_path, patients=60, patches=8)
-    study = slide_study(folder, {**OS, "loss": loss}, training={"epochs": 30})
+    study = slide_study(folder, {**OS, "loss": loss}, training={"epochs": 40})
     run = one_fold(study, tmp_path / "runs")
     assert values_of(run)["harrell_c"] > 0.65
     assert 0 < values_of(run)["integrated_brier"] < 0.25
