@@ -6,7 +6,6 @@ before training, and colors. Command: benchmarks/slide_heads.sh   (writes benchm
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,19 @@ def without_colors(study: SlideStudyConfig, runs: Path) -> list[str]:
 def row(board: SlideBoard, model: str, target: str) -> dict[str, Any]:
     """One head's scores on one target."""
     found = board.targets[(board.targets["model"] == model) & (board.targets["target"] == target)].iloc[0]
-    kept = ("value", "low", "high", "p", "q", "significant", "n_patients", "n_positive")
-    return {key: found[key].item() if hasattr(found[key], "item") else found[key] for key in kept if key in found}
+    kept = ("low", "high", "p", "q", "significant", "n_patients", "n_positive")
+    return plain({"value": found["score"], **{key: found[key] for key in kept}})
+
+
+def plain(row: dict[Any, Any]) -> dict[str, Any]:
+    """Write what is undefined as null."""
+    items = {str(key): value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    return {key: None if pd.isna(value) else value for key, value in items.items()}
+
+
+def paired(board: SlideBoard) -> list[dict[str, Any]]:
+    """The tests between heads."""
+    return [plain(row) for row in board.comparisons.drop(columns=["interval"]).to_dict("records")]
 
 
 def attention_auroc(work: Path) -> dict[str, float]:
@@ -145,7 +155,7 @@ def true_c(work: Path) -> float:
 
 
 def main(demo: str, folder: str) -> None:
-    began, work = time.perf_counter(), Path(folder)
+    work = Path(folder)
     model = best_network(Path(demo) / "runs") / MODEL
     write_synthetic_slides(work / "slides", patients=PATIENTS, seed=SEED)
     sources = {"trained": model, "untrained": write_untrained(model, work / "untrained")}
@@ -162,6 +172,7 @@ def main(demo: str, folder: str) -> None:
         name: {label: row(board, label, targets[name]) for label in board.models["model"]} for name, board in boards.items()
     }
     own = "gated_attention on trained features"
+    seconds = [json.loads(path.read_text())["wall_time_s"] for path in work.glob("runs/*/record.json")]
     result = {
         "command": "benchmarks/slide_heads.sh",
         "patients": PATIENTS,
@@ -171,12 +182,14 @@ def main(demo: str, folder: str) -> None:
         "unplanted": {name: row(boards["mutation"], own, name) for name in ("NULL1_mut", "NULL2_mut", "SITE_CONF_mut")},
         "attention_finds_planted_patches": attention_auroc(work),
         "true_hazard_c": true_c(work),
-        "paired": {name: board.comparisons.drop(columns=["interval"]).to_dict("records") for name, board in boards.items()},
-        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "paired": {name: paired(board) for name, board in boards.items()},
+        "training_minutes": round(
+            sum(json.loads(p.read_text())["wall_time_s"] for p in work.glob("runs/*/record.json")) / 60, 1
+        ),
         "versions": versions(),
     }
-    RESULT.write_text(json.dumps(result, indent=1, default=float) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in result.items() if key != "paired"}, indent=1, default=float))
+    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(json.dumps({key: value for key, value in result.items() if key != "paired"}, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":
