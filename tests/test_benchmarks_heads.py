@@ -1,4 +1,4 @@
-"""What benchmarks/results/slide-heads.json says of the planted targets; the numbers are measured by benchmarks/slide_heads.sh."""
+"""What benchmarks/results/slide-heads.json says of the planted targets, as benchmarks/slide_heads.sh measured it."""
 
 import json
 from pathlib import Path

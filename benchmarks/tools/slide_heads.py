@@ -172,7 +172,7 @@ def main(demo: str, folder: str) -> None:
         name: {label: row(board, label, targets[name]) for label in board.models["model"]} for name, board in boards.items()
     }
     own = "gated_attention on trained features"
-    seconds = [json.loads(path.read_text())["wall_time_s"] for path in work.glob("runs/*/record.json")]
+    [json.loads(path.read_text())["wall_time_s"] for path in work.glob("runs/*/record.json")]
     result = {
         "command": "benchmarks/slide_heads.sh",
         "patients": PATIENTS,
