@@ -172,7 +172,7 @@ def main(demo: str, folder: str) -> None:
         name: {label: row(board, label, targets[name]) for label in board.models["model"]} for name, board in boards.items()
     }
     own = "gated_attention on trained features"
-    [json.loads(path.read_text())["wall_time_s"] for path in work.glob("runs/*/record.json")]
+    seconds = [json.loads(path.read_text())["wall_time_s"] for path in work.glob("runs/*/record.json")]
     result = {
         "command": "benchmarks/slide_heads.sh",
         "patients": PATIENTS,
@@ -183,9 +183,7 @@ def main(demo: str, folder: str) -> None:
         "attention_finds_planted_patches": attention_auroc(work),
         "true_hazard_c": true_c(work),
         "paired": {name: paired(board) for name, board in boards.items()},
-        "training_minutes": round(
-            sum(json.loads(p.read_text())["wall_time_s"] for p in work.glob("runs/*/record.json")) / 60, 1
-        ),
+        "training_minutes": round(sum(seconds) / 60, 1),
         "versions": versions(),
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
