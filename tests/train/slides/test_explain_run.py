@@ -29,7 +29,7 @@ def trained(folder: Path, *targets: dict, k: int = 2, epochs: int = 20, **model:
         folder,
         *targets,
         model=model,
-        training={"epochs": epochs, "batch_size": 8},
+        training={"epochs": epochs, "batch_size": 8, "schedule": "cosine"},
         protocol={"split": {"k": k, "inner_k": 0}},
     )
     run_study(study.model_copy(update={"folds": (0,)}), folder / "runs")
