@@ -7,7 +7,6 @@ Dimension key of every shape annotation in this package:
     H, W  patch height and width in px                  R  bootstrap replicates
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -179,11 +178,6 @@ class PatientBatch:
             self.covariates[start:stop],
             self.patch_targets[first:last],
         )
-
-    def split(self, n: int) -> "tuple[PatientBatch, ...]":
-        """Return the batch in `n` parts of nearly equal numbers of patients, in their order."""
-        edges = [round(i * len(self) / n) for i in range(n + 1)]
-        return tuple(self.rows(start, stop) for start, stop in itertools.pairwise(edges))
 
 
 @runtime_checkable

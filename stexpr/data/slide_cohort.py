@@ -8,7 +8,7 @@ from stexpr.data.tables import SlideTable, named
 from stexpr.data.targets import Labels, Survival
 from stexpr.errors import DataError
 
-__all__ = ["SlideCohort", "Target", "match_slides"]
+__all__ = ["SlideCohort", "Target", "labelled", "match_slides"]
 
 Target: TypeAlias = Labels | Survival
 
@@ -98,7 +98,7 @@ def match_slides(slides: SlideTable, targets: Sequence[Target], *, bags: Iterabl
         without_label={
             target.name: lacking
             for target in learned.values()
-            if (lacking := tuple(patient for patient in slides_of if patient not in _labelled(target)))
+            if (lacking := tuple(patient for patient in slides_of if patient not in labelled(target)))
         },
         without_bag=tuple(slide for slide in slides.patient_of if slide not in present),
         without_row=tuple(sorted(present - set(slides.patient_of))),
@@ -106,5 +106,6 @@ def match_slides(slides: SlideTable, targets: Sequence[Target], *, bags: Iterabl
     )
 
 
-def _labelled(target: Target) -> Mapping[str, Any]:
+def labelled(target: Target) -> Mapping[str, Any]:
+    """Return what is known of each patient who has a label on the target."""
     return target.time if isinstance(target, Survival) else target.values

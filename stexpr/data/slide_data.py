@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from stexpr.config import content_hash
 from stexpr.config.slides import SlideStudyConfig, SlideTables, TargetConfig
 from stexpr.data.bag_store import BagStore
-from stexpr.data.slide_cohort import SlideCohort, match_slides
+from stexpr.data.slide_cohort import SlideCohort, labelled, match_slides
 from stexpr.data.slide_folds import SlideFolds, make_slide_folds
 from stexpr.data.slide_targets import read_targets
 from stexpr.data.tables import ClinicalTable, read_clinical, read_slides, read_tcga_sites, tcga_sites
@@ -116,19 +116,18 @@ def open_slide_data(config: SlideStudyConfig) -> SlideData:
     cohort = replace(cohort, targets={name: target for name, target in cohort.targets.items() if name not in rare})
     if not cohort.targets:
         raise DataError(f"no target is left: {'; '.join(f'{name}: {why}' for name, why in rare.items())}")
-    labelled = {patient for target in cohort.targets.values() for patient in _labelled(target)}
-    cohort = replace(cohort, slides_of={p: slides for p, slides in cohort.slides_of.items() if p in labelled})
+    known = {patient for target in cohort.targets.values() for patient in labelled(target)}
+    cohort = replace(cohort, slides_of={p: slides for p, slides in cohort.slides_of.items() if p in known})
     kept = [
         TargetColumns(target, tuple(one.name for one in targets if one.name in cohort.targets))
         for target, targets in zip(config.protocol.targets, asked, strict=True)
     ]
-    columns = {name: cells for table in reversed(tables) for name, cells in table.columns.items()}
     used = [slide for slides in cohort.slides_of.values() for slide in slides]
     return SlideData(
         name=config.tables.clinical[0].stem,
         cohort=cohort,
         columns=tuple(columns_of for columns_of in kept if columns_of.names),
-        clinical=columns,
+        clinical=merged.columns,
         site_of={patient: site_of[patient] for patient in cohort.slides_of if patient in site_of},
         store=BagStore(store.path, {slide: store[slide] for slide in used}),
         left_out=rare,
@@ -178,7 +177,3 @@ def _rare(cohort: SlideCohort, fewest: int) -> dict[str, str]:
         if few:
             rare[name] = f"not tested: {', '.join(few)}, fewer than {fewest}"
     return rare
-
-
-def _labelled(target: Any) -> Mapping[str, Any]:
-    return target.time if isinstance(target, Survival) else target.values

@@ -1,6 +1,6 @@
 """From the targets of a study to what a head is trained on: objectives fitted on training patients, and back from a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from stexpr.errors import ModelError
 from stexpr.models.bag.objectives import (
-    MISSING_CLASS,
     MOST_WEIGHT,
     BagObjective,
     Continuous,
@@ -20,7 +19,7 @@ from stexpr.models.bag.objectives import (
 )
 from stexpr.models.bag.survival import Cox, DiscreteTime
 
-__all__ = ["TargetGroup", "TargetKind", "class_places", "fit_objective", "make_objective"]
+__all__ = ["TargetGroup", "TargetKind", "fit_objective", "make_objective"]
 
 TargetKind: TypeAlias = Literal["binary", "multiclass", "ordinal", "fraction", "continuous", "cox", "discrete"]
 NO: Final = "no"
@@ -112,9 +111,3 @@ def make_objective(group: TargetGroup, state: Mapping[str, Tensor]) -> BagObject
         raise ModelError(f"the file of the head lacks {err} of {', '.join(group.names)}; export it again") from err
     fixed: dict[str, Any] = {"fraction": Fraction, "cox": Cox}
     return Ordinal(len(group.classes)) if group.kind == "ordinal" else fixed[group.kind]()
-
-
-def class_places(labels: Sequence[str | None], classes: Sequence[str]) -> Tensor:
-    """Return the place of each label among the classes; what is missing, or none of them, has none."""
-    place = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([MISSING_CLASS if label is None else place.get(label, MISSING_CLASS) for label in labels])

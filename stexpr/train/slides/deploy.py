@@ -123,6 +123,10 @@ def _external(tables: SlideTables, store: BagStore, protocol: SlideProtocol) -> 
     notes = []
     if lost := [slide for slide in slides.patient_of if slide not in store.bags]:
         notes.append(f"{named('slide', lost)} without bag")
+    if lost := [patient for patient in clinical.patients if patient not in slides_of]:
+        notes.append(f"{named('patient', lost)} without slide")
+    if lost := [slide for slide in store.bags if slide not in slides.patient_of]:
+        notes.append(f"{named('bag', lost)} in no row of the slide table")
     known: dict[str, Any] = {}
     columns = []
     for config in protocol.targets:
