@@ -106,8 +106,6 @@ def replicate_interval(replicates: Float[Array, "R"]) -> Interval:
     n, lost = len(replicates), int(np.isnan(replicates).sum())
     if lost > MOST_UNDEFINED * n:
         return Interval(np.nan, np.nan, f"none: {lost} of {n} bootstrap replicates undefined; draw within labels (strata)")
-    if np.nanmin(replicates) == np.nanmax(replicates):  # a perfect score of few patients is not a certain one
-        return Interval(np.nan, np.nan, f"none: all {n} bootstrap replicates are alike, which says nothing of other patients")
     return percentile_interval(replicates, f"{BOOTSTRAP}; {lost} of {n} replicates undefined" if lost else BOOTSTRAP)
 
 
