@@ -34,8 +34,8 @@ tasks = [
 said = {"engine": [engine.name, engine.slots, engine.threads]}
 said["found"] = {o.key: [o.value, o.error, o.trace] for o in engine.run(tasks, lambda: False)}
 def stopped():
-    return bool(list(folder.glob("waits-*")))
-tasks = [Task("runs", "engines_work:wait", {"folder": str(folder)})]
+    return len(list(folder.glob("waits-*"))) == 2
+tasks = [Task(f"runs{i}", "engines_work:wait", {"folder": str(folder)}) for i in range(2)]
 tasks += [Task(f"never{i}", "engines_work:report", {}) for i in range(9)]
 said["stopped"] = [[o.key, o.value] for o in engine.run(tasks, stopped)]
 engine.close()
@@ -65,7 +65,8 @@ def test_ray_on_this_machine(tmp_path: Path) -> None:
     assert "its worker died, 3 times" in said["found"]["always"][1]
     assert len(list((tmp_path / "always").iterdir())) == 3
     assert (tmp_path / "saved").exists()
-    assert {key for key, _ in said["stopped"]} <= {"runs", "never0"}
+    # both slots are held, so that only the two queued ahead can slip in while the first is asked to end
+    assert {key for key, _ in said["stopped"]} <= {"runs0", "runs1", "never0", "never1"}
     assert said["token"] is None
     assert list((tmp_path / "logs").glob("*.log"))
 
