@@ -5,6 +5,7 @@ Dimension key of every shape annotation in this package:
     B  examples of a batch        S  spots              N  instances of a bag
     G  main genes                 A  auxiliary genes    D  features            K  outputs
     H, W  patch height and width in px                  R  bootstrap replicates
+    C  components of expression
 """
 
 from collections.abc import Iterable, Sequence

@@ -17,6 +17,7 @@ from stexpr.config.models import BaselineConfig as BaselineConfig
 from stexpr.config.models import ColorRidgeConfig as ColorRidgeConfig
 from stexpr.config.models import DepthOnlyConfig as DepthOnlyConfig
 from stexpr.config.models import FrozenConfig as FrozenConfig
+from stexpr.config.models import FusionConfig as FusionConfig
 from stexpr.config.models import ModelConfig as ModelConfig
 from stexpr.config.models import NearestColorConfig as NearestColorConfig
 from stexpr.config.models import NeighborOracleConfig as NeighborOracleConfig
@@ -25,6 +26,7 @@ from stexpr.config.models import PermutedGenesConfig as PermutedGenesConfig
 from stexpr.config.models import SpotCoordinatesConfig as SpotCoordinatesConfig
 from stexpr.config.models import TrainingMeanConfig as TrainingMeanConfig
 from stexpr.config.models import described as described
+from stexpr.config.protocol import Colors as Colors
 from stexpr.config.protocol import ExpressionConfig as ExpressionConfig
 from stexpr.config.protocol import PanelConfig as PanelConfig
 from stexpr.config.protocol import ProtocolConfig as ProtocolConfig
@@ -79,6 +81,9 @@ class InputConfig(Strict):
     """What a network sees of a spot."""
 
     window_px: int | None = Field(None, ge=16, description="center crop of the prepared patch; null takes it whole")
+    colors: Colors = Field(
+        "as_prepared", description="`standardized` brings each channel of a section's tissue to one mean and spread"
+    )
     symmetries: bool = Field(True, description="the eight flips and rotations as augmentation")
     test_symmetries: bool = Field(True, description="predictions averaged over the eight symmetries")
     brightness: Unit = 0.0

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stexpr.config.files import hash_file
 from stexpr.config.values import Strict
@@ -23,6 +23,15 @@ class AuxiliaryConfig(Strict):
 
     weight: float = Field(1.0, ge=0, description="lambda: loss = main + lambda * auxiliary")
     standardize: bool = Field(True, description="false reproduces BrST-Net, whose auxiliary targets are not standardized")
+
+
+class FusionConfig(Strict):
+    """Late fusion: components of expression regressed on colors and textures in closed form, averaged with the network."""
+
+    share: float = Field(0.5, gt=0, le=1, description="of the regression in the prediction; 1 leaves the network unheard")
+    components: int = Field(20, ge=1, description="principal components of the training spots' standardized expression")
+    radii_px: tuple[int, ...] = Field(RADII_PX, description="of the discs described; those that fit the window are used")
+    landmarks: int = Field(2000, ge=2, description="most training spots that the Gaussians are about; a random part of more")
 
 
 class BackboneConfig(Strict):
@@ -88,21 +97,33 @@ def _content_once(path: Path, size: int, mtime_ns: int) -> str:
 class NetworkConfig(BackboneConfig):
     """A backbone with a main and an auxiliary head, trained by gradient steps."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze")
+    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze", "fusion")
     kind: Literal["network"] = "network"
     role: ClassVar[Role] = "network"
     freeze: Literal["none", "all"] = Field("none", description="`all` trains the heads alone, on a backbone left as it is")
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     loss: Literal["mse", "mse_pearson", "negative_binomial"] = "mse"
     bias_init: Literal["zero", "training_mean"] = Field("zero", description="`training_mean` starts as ST-Net does")
+    fusion: FusionConfig | None = Field(None, description="{} takes the defaults; null leaves the network alone")
+
+    @model_validator(mode="after")
+    def _fusion_has_components(self) -> "NetworkConfig":
+        if self.fusion is not None and self.loss == "negative_binomial":
+            raise ValueError(
+                "model.fusion adds components of standardized expression, which a negative binomial does not predict"
+            )
+        return self
 
     @property
     def label(self) -> str:
         """Name on a leaderboard."""
+        if self.fusion is not None and self.fusion.share == 1:
+            return "descriptors alone"
         parts = [self.backbone_label]
         if self.auxiliary.weight:
             parts.append("+ aux" if self.auxiliary.weight == 1 else f"+ {self.auxiliary.weight:g} aux")
         parts += [self.loss.replace("_", " ")] if self.loss != "mse" else []
+        parts += ["+ descriptors"] if self.fusion else []
         parts += ["pretrained"] if self.pretrained else []
         parts += ["frozen"] if self.freeze == "all" else []
         return " ".join(parts)

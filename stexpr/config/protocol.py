@@ -14,6 +14,7 @@ from stexpr.errors import ConfigError
 
 Unit: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Stain: TypeAlias = Literal["none", "reinhard", "macenko"]
+Colors: TypeAlias = Literal["as_prepared", "standardized"]
 FOLDER: Final = "protocols"
 OF_THE_COHORT: Final = {"name", "split.k", "split.seed", "split.test_patients", "split.file", "panel.include"}
 """Keys a study may set over a preset that is still the same protocol, only on another cohort."""

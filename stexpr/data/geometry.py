@@ -5,10 +5,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
-__all__ = ["distance_to", "neighborhood_mean", "spatial_block"]
+__all__ = ["distance_to", "neighborhood_mean", "slabs", "spatial_block"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,15 +53,24 @@ def spatial_block(xy: Float[Array, "S 2"], fraction: float, *, start: float = 0.
     Returns:
         True for the spots of the slab, at least one of them.
     """
-    centered = xy - xy.mean(axis=0)
-    axis = np.linalg.eigh(centered.T @ centered)[1][:, -1]
-    axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis  # the sign of an eigenvector is arbitrary
-    order = np.argsort(centered @ axis, kind="stable")
+    order = _along_longest_axis(xy)
     size = min(len(xy), max(1, round(fraction * len(xy))))
     first = min(round(start * len(xy)), len(xy) - size)
     block = np.zeros(len(xy), dtype=bool)
     block[order[first : first + size]] = True
     return block
+
+
+def slabs(xy: Float[Array, "S 2"], n: int) -> Int[Array, "S"]:
+    """Divide spots into `n` contiguous slabs of nearly equal size across the longest axis of the tissue.
+
+    Returns:
+        The number of each spot's slab, from 0.
+    """
+    number = np.empty(len(xy), dtype=np.int64)
+    for i, part in enumerate(np.array_split(_along_longest_axis(xy), n)):
+        number[part] = i
+    return number
 
 
 def distance_to(xy: Float[Array, "S 2"], others: Float[Array, "N 2"]) -> Float[Array, "S"]:
@@ -71,3 +80,12 @@ def distance_to(xy: Float[Array, "S 2"], others: Float[Array, "N 2"]) -> Float[A
     """
     distance, _ = cKDTree(others).query(xy, k=1, p=np.inf)
     return np.asarray(distance, dtype=float)
+
+
+def _along_longest_axis(xy: Float[Array, "S 2"]) -> Int[Array, "S"]:
+    """Return the order of spots along the axis on which they spread most."""
+    centered = xy - xy.mean(axis=0)
+    axis = np.linalg.eigh(centered.T @ centered)[1][:, -1]
+    axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis  # the sign of an eigenvector is arbitrary
+    order: Array = np.argsort(centered @ axis, kind="stable")
+    return order

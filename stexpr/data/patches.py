@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from stexpr.data.stain import recolored
 from stexpr.data.stored import AGAIN, open_h5
 from stexpr.errors import DataError
 
@@ -19,15 +20,25 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 class PatchReader:
     """Patches of one section, read one at a time.
 
+    Where a table of colors is given, every value of every channel is looked up in it.
+
     The file is opened on first use in each process: HDF5 handles must not cross a fork, and a pickled reader carries none.
     """
 
     def __init__(
-        self, path: Path, n_spots: int, stored_px: int, window_px: int, *, rows: Int[Array, "S"] | None = None
+        self,
+        path: Path,
+        n_spots: int,
+        stored_px: int,
+        window_px: int,
+        *,
+        rows: Int[Array, "S"] | None = None,
+        colors: UInt8[Array, "256 3"] | None = None,
     ) -> None:
         self.path = path
         self.window_px = window_px
         self._rows = rows
+        self._colors = colors
         self._shape = (n_spots, stored_px, stored_px, 3)
         start = (stored_px - window_px) // 2
         self._crop = slice(start, start + window_px)
@@ -39,12 +50,14 @@ class PatchReader:
     def __getitem__(self, i: int) -> UInt8[Array, "H W 3"]:
         row = i if self._rows is None else int(self._rows[i])
         patch: Array = self._images()[row, self._crop, self._crop]
-        return patch
+        return patch if self._colors is None else recolored(patch, self._colors)
 
     def all(self) -> UInt8[Array, "S H W 3"]:
         """Read every patch."""
         patches: Array = self._images()[:, self._crop, self._crop]
-        return patches if self._rows is None else patches[self._rows]
+        if self._rows is not None:
+            patches = patches[self._rows]
+        return patches if self._colors is None else recolored(patches, self._colors)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

@@ -1,16 +1,17 @@
 """Stain normalization: one transform per section.
 
-A profile is fitted by torchstain on the tissue pixels of a whole section and applied to all its patches. Never per patch: a
+A profile is fitted on the tissue pixels of a whole section (by torchstain, but for the plain mean and spread of each channel)
+and applied to all its patches. Never per patch: a
 patch of fat and one of tumor would each be stretched to the same mean color and stain maximum, which erases the
 difference in nuclear density that expression follows.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from stexpr.errors import DataError
 
@@ -21,6 +22,11 @@ _LIGHT = 240.0
 """Transmitted light of torchstain's optical density; a pixel at this intensity absorbs nothing."""
 _FEWEST = 1000
 """Pixels below which a color distribution is not worth fitting."""
+_PATCHES = 64
+_PIXELS = 1_000_000
+_DIMMEST_WHITE = 200
+_LIT = 0.85
+"""Share of the background's light that passes where there is no tissue: a pixel is tissue if some channel has less."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,54 @@ class ReinhardProfile:
         return transform
 
 
-StainProfile: TypeAlias = MacenkoProfile | ReinhardProfile
+@dataclass(frozen=True)
+class ChannelProfile:
+    """Mean and standard deviation of red, green and blue.
+
+    Attributes:
+        mean: In [0, 255].
+        sd: In the same units.
+    """
+
+    mean: Float[Array, "3"]
+    sd: Float[Array, "3"]
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"kind": "standardized", "mean": self.mean.tolist(), "sd": self.sd.tolist()}
+
+    def table(self, reference: "ChannelProfile") -> UInt8[Array, "256 3"]:
+        """Return what each value of each channel becomes."""
+        values = (np.arange(256)[:, None] - self.mean) / self.sd * reference.sd + reference.mean
+        table: Array = np.clip(np.round(values), 0, 255).astype(np.uint8)
+        return table
+
+    def to(self, reference: "ChannelProfile") -> StainTransform:
+        """Return the map of patches of this section to the reference's mean and spread."""
+        table = self.table(reference)
+        return lambda patch: recolored(patch, table)
 
 
-def fit_stain(kind: Literal["macenko", "reinhard"], pixels: UInt8[Array, "P 3"]) -> StainProfile:
-    """Fit torchstain's normalizer to the tissue pixels of one section.
+def recolored(patches: UInt8[Array, "*N H W 3"], table: UInt8[Array, "256 3"]) -> UInt8[Array, "*N H W 3"]:
+    """Look every value of every channel up in a table."""
+    changed = np.empty_like(patches)
+    for channel in range(3):
+        np.take(table[:, channel], patches[..., channel], out=changed[..., channel])
+    return changed
+
+
+StainProfile: TypeAlias = MacenkoProfile | ReinhardProfile | ChannelProfile
+StainKind: TypeAlias = Literal["macenko", "reinhard", "standardized"]
+
+STANDARD: Final = ChannelProfile(np.array([165.0, 150.0, 190.0]), np.array([45.0, 42.0, 34.0]))
+"""What `standardized` brings every section to: about what H&E looks like, with room for four SDs below and two above."""
+
+
+def fit_stain(kind: StainKind, pixels: UInt8[Array, "P 3"]) -> StainProfile:
+    """Fit a profile to the tissue pixels of one section; `macenko` and `reinhard` are torchstain's.
 
     Args:
-        kind: `macenko` or `reinhard`.
+        kind: Which profile.
         pixels: RGB of tissue; background would drag the statistics toward white.
 
     Raises:
@@ -104,7 +150,42 @@ def fit_stain(kind: Literal["macenko", "reinhard"], pixels: UInt8[Array, "P 3"])
     """
     if len(pixels) < _FEWEST:
         raise DataError(f"stain normalization has {len(pixels)} tissue pixels, it needs {_FEWEST}; use stain: none")
+    if kind == "standardized":
+        return _fit_channels(pixels)
     return _fit_macenko(pixels) if kind == "macenko" else _fit_reinhard(pixels)
+
+
+def sampled(n_patches: int) -> list[int]:
+    """Return which of a section's patches a profile is fitted on: at most 64, spread evenly."""
+    return np.linspace(0, n_patches - 1, min(n_patches, _PATCHES)).astype(int).tolist()  # type: ignore[no-any-return]
+
+
+def thinned(pixels: UInt8[Array, "P 3"]) -> UInt8[Array, "Q 3"]:
+    """Return every pixel, or every n-th where there are more than a million."""
+    return np.ascontiguousarray(pixels[:: len(pixels) // _PIXELS + 1])
+
+
+def fit_channels(patches: UInt8[Array, "S H W 3"]) -> ChannelProfile:
+    """Fit the mean and spread of each channel over the tissue in some patches of a section, those of `sampled`.
+
+    Raises:
+        DataError: Too little tissue, or one color only.
+    """
+    pixels = thinned(patches.reshape(-1, 3))
+    profile = fit_stain("standardized", pixels[_absorbing(pixels)])
+    assert isinstance(profile, ChannelProfile)
+    return profile
+
+
+def _absorbing(pixels: UInt8[Array, "P 3"]) -> Bool[Array, "P"]:
+    """Return which pixels are tissue, judged by their color alone.
+
+    The light of the background is the brightest that covers two percent of the pixels, in each channel and never less than
+    200 of 255; where some channel has less than 85 % of it, tissue absorbs.
+    """
+    light = np.maximum(np.percentile(pixels, 98, axis=0), _DIMMEST_WHITE)
+    absorbs: Array = (pixels < _LIT * light).any(axis=1)
+    return absorbs
 
 
 def profile_of(described: Mapping[str, Any]) -> StainProfile:
@@ -120,8 +201,9 @@ def profile_of(described: Mapping[str, Any]) -> StainProfile:
             fits = stains.shape == (3, 2) and maxima.shape == (2,) and bool((maxima > 0).all())
         else:
             mean, sd = (np.asarray(described[key], dtype=float) for key in ("mean", "sd"))
-            profile = ReinhardProfile(mean, sd)
-            fits = described["kind"] == "reinhard" and mean.shape == sd.shape == (3,) and bool((sd > 0).all())
+            profile = ChannelProfile(mean, sd) if described["kind"] == "standardized" else ReinhardProfile(mean, sd)
+            known = described["kind"] in ("reinhard", "standardized")
+            fits = known and mean.shape == sd.shape == (3,) and bool((sd > 0).all())
     except (KeyError, TypeError, ValueError) as err:
         raise DataError(f"not a stain profile: {err!r}; fit the stain again") from err
     if not fits:
@@ -134,6 +216,8 @@ def stain_transform(source: StainProfile, reference: StainProfile) -> StainTrans
     if isinstance(source, MacenkoProfile) and isinstance(reference, MacenkoProfile):
         return source.to(reference)
     if isinstance(source, ReinhardProfile) and isinstance(reference, ReinhardProfile):
+        return source.to(reference)
+    if isinstance(source, ChannelProfile) and isinstance(reference, ChannelProfile):
         return source.to(reference)
     raise DataError(f"cannot bring a {type(source).__name__} to a {type(reference).__name__}: fit both with one kind")
 
@@ -162,4 +246,11 @@ def _fit_reinhard(pixels: UInt8[Array, "P 3"]) -> ReinhardProfile:
     profile = ReinhardProfile(np.asarray(normalizer.target_means, dtype=float), np.asarray(normalizer.target_stds, dtype=float))
     if (profile.sd < 1e-3).any():
         raise DataError("reinhard finds one color only in the tissue of this section; use stain: none")
+    return profile
+
+
+def _fit_channels(pixels: UInt8[Array, "P 3"]) -> ChannelProfile:
+    profile = ChannelProfile(pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64))
+    if (profile.sd < 0.5).any():
+        raise DataError("the tissue of this section has one color only, so its colors cannot be standardized")
     return profile

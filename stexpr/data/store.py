@@ -17,9 +17,11 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, UInt8
 
+from stexpr.config import Colors
 from stexpr.config.files import hash_file
 from stexpr.data.manifest import CohortManifest, PreparedSection, damage, read_manifest
 from stexpr.data.patches import PatchReader
+from stexpr.data.stain import STANDARD, fit_channels, sampled
 from stexpr.data.stored import AGAIN, StoredSection
 from stexpr.errors import DataError, nearest
 from stexpr.types import Progress, silent
@@ -34,12 +36,16 @@ class PreparedCohort:
         path: Folder of the cohort.
         manifest: What `cohort.json` says.
         min_counts: Spots with fewer counts are hidden, see `keeping`.
+        standardized: Whether patches come in each section's standardized colors, see `colored`.
     """
 
-    def __init__(self, path: Path, manifest: CohortManifest, *, min_counts: int = 0) -> None:
+    def __init__(self, path: Path, manifest: CohortManifest, *, min_counts: int = 0, standardized: bool = False) -> None:
         self.path = path
         self.manifest = manifest
         self.min_counts = min_counts
+        self.standardized = standardized
+        self._tables: dict[str, UInt8[Array, "256 3"]] = {}
+        self._in_standard_colors: PreparedCohort | None = None
         self._entries = {entry.section: entry for entry in manifest.sections}
         self._counts: dict[str, sp.csr_matrix] = {}
         self._stored: dict[str, StoredSection] = {}
@@ -63,7 +69,36 @@ class PreparedCohort:
 
     def keeping(self, min_counts: int) -> "PreparedCohort":
         """Return this cohort without the spots of fewer counts, as if they had never been measured."""
-        return self if min_counts <= self.min_counts else PreparedCohort(self.path, self.manifest, min_counts=min_counts)
+        if min_counts <= self.min_counts:
+            return self
+        return PreparedCohort(self.path, self.manifest, min_counts=min_counts, standardized=self.standardized)
+
+    def colored(self, colors: Colors) -> "PreparedCohort":
+        """Return this cohort with its patches as they were prepared, or in each section's standardized colors.
+
+        Standardized, each channel of a section's tissue has the mean and spread of `stain.STANDARD`, whatever the stain and
+        the scanner made of it. Only images are looked at, so the sections to be predicted are treated as those trained on.
+
+        Raises:
+            DataError: The cohort was prepared with a stain normalization, which is not done twice.
+        """
+        if colors == "as_prepared" or self.standardized:
+            return self
+        if self.manifest.stain != "none":
+            raise DataError(
+                f"the stain of cohort {self.path} was normalized ({self.manifest.stain}) when it was prepared; set "
+                "input.colors=as_prepared, or prepare it with stain=none"
+            )
+        if self._in_standard_colors is None:  # one for all folds, which share what they read and compute
+            view = PreparedCohort(self.path, self.manifest, min_counts=self.min_counts, standardized=True)
+            view._counts, view._stored = self._counts, self._stored
+            self._in_standard_colors = view
+        return self._in_standard_colors
+
+    @property
+    def stain(self) -> str:
+        """Stain normalization of the patches: `none`, `reinhard`, `macenko` or `standardized`."""
+        return "standardized" if self.standardized else self.manifest.stain
 
     def hidden(self, section: str) -> int:
         """Return how many spots of a section `keeping` hides."""
@@ -184,10 +219,25 @@ class PreparedCohort:
             )
         files = self._files(section)
         rows = np.flatnonzero(self._kept(section)) if self.min_counts else None
+        colors = self._table(section) if self.standardized else None
         if files.index is None:
-            return PatchReader(files.patches_path, entry.n_spots, self.window_px, window, rows=rows)
+            return PatchReader(files.patches_path, entry.n_spots, self.window_px, window, rows=rows, colors=colors)
         rows = files.index.patch_rows if rows is None else files.index.patch_rows[rows]
-        return PatchReader(files.patches_path, files.index.n_patches, files.index.patch_px, window, rows=rows)
+        return PatchReader(files.patches_path, files.index.n_patches, files.index.patch_px, window, rows=rows, colors=colors)
+
+    def _table(self, section: str) -> UInt8[Array, "256 3"]:
+        """Return the section's colors in standardized ones, fitted on whole patches, whatever window is read."""
+        if section not in self._tables:
+            reader = PreparedCohort(self.path, self.manifest, min_counts=self.min_counts).patch_reader(section)
+            try:
+                profile = fit_channels(np.stack([reader[i] for i in sampled(len(reader))]))
+            except DataError as err:
+                err.add_note(f"section {section} of {self.path}")
+                raise
+            finally:
+                reader.close()
+            self._tables[section] = profile.table(STANDARD)
+        return self._tables[section]
 
     def _files(self, section: str) -> StoredSection:
         if section not in self._stored:

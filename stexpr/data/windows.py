@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from stexpr.data.images import SlideImage
-from stexpr.data.stain import StainProfile, fit_stain
+from stexpr.data.stain import StainKind, StainProfile, fit_channels, fit_stain, sampled, thinned
 from stexpr.data.tissue import TissueMask
 
 __all__ = ["Windows"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-_STAIN_PATCHES = 64
-_STAIN_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,17 @@ class Windows:
         """Read one window; what lies outside of the image is white."""
         return self.image.read(float(corner[0]), float(corner[1]), self.side, self.window_px)
 
-    def fit_stain(self, kind: Literal["macenko", "reinhard"], mask: TissueMask, corners: Float64[Array, "S 2"]) -> StainProfile:
+    def fit_stain(self, kind: StainKind, mask: TissueMask, corners: Float64[Array, "S 2"]) -> StainProfile:
         """Fit the stain of the image on the tissue in a sample of its windows.
+
+        Tissue is what the mask says; `standardized` asks each pixel's own color, as it does of a prepared cohort's patches,
+        which have no mask.
 
         Raises:
             DataError: The tissue is too little, or has no two stains to tell apart.
         """
-        some = corners[np.linspace(0, len(corners) - 1, min(len(corners), _STAIN_PATCHES)).astype(int)]
+        some = [corners[i] for i in sampled(len(corners))]
+        if kind == "standardized":
+            return fit_channels(np.stack([self.read(corner) for corner in some]))
         tissue = [self.read(c)[mask.within(float(c[0]), float(c[1]), self.side, self.window_px)] for c in some]
-        pixels = np.concatenate(tissue)
-        return fit_stain(kind, np.ascontiguousarray(pixels[:: len(pixels) // _STAIN_PIXELS + 1]))
+        return fit_stain(kind, thinned(np.concatenate(tissue)))

@@ -15,7 +15,8 @@ from stexpr.config import NetworkConfig
 from stexpr.errors import ModelError
 from stexpr.models.augment import symmetry_mean
 from stexpr.models.backbones import Backbone, create_backbone
-from stexpr.models.objectives import Objective
+from stexpr.models.fusion import DescriptorRegression
+from stexpr.models.objectives import Objective, StandardizedRegression
 from stexpr.models.trainable import Loss, TrainableModel
 from stexpr.types import SpotBatch
 
@@ -38,7 +39,12 @@ class SpotRegressor(TrainableModel):
         bias_init: `training_mean` starts the heads at the training mean; `zero` at zero.
         seed: Source of the heads' weights. Each head has a stream of its own, so the main head starts the same with and
             without the auxiliary one.
+
+    Attributes:
+        fusion: What `fuse` added after training, None before and without.
     """
+
+    fusion: DescriptorRegression | None
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class SpotRegressor(TrainableModel):
         self.main_objective = main_objective
         self.auxiliary_objective = auxiliary_objective
         self.auxiliary_weight = auxiliary_weight
+        self.fusion = None
         self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=(seed, 1))
         self.auxiliary_head = None
         if auxiliary_objective is not None:
@@ -66,15 +73,56 @@ class SpotRegressor(TrainableModel):
         objectives = (self.main_objective, self.auxiliary_objective)
         return any(objective is not None and objective.couples_examples for objective in objectives)
 
-    def features(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Extract the features both heads read."""
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vector: the backbone's and, once fused, the components of expression."""
+        return self.backbone.n_features + (self.fusion.n_components if self.fusion is not None else 0)
+
+    def features(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool = False) -> Float[Tensor, "B D"]:
+        """Extract the features that the main head reads; the auxiliary one reads those of the backbone.
+
+        Args:
+            patches: Patches of the window the backbone was built for.
+            symmetries: Average over the eight flips and rotations of each patch, which change no descriptor.
+        """
+        own = symmetry_mean(self._of_backbone, patches) if symmetries else self._of_backbone(patches)
+        return own if self.fusion is None else torch.cat([own.float(), self.fusion(patches)], dim=1)
+
+    def _of_backbone(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         features: Tensor = self.backbone(self.backbone.preprocess(patches))
         return features
 
     def forward(self, patches: UInt8[Tensor, "B 3 H W"]) -> SpotOutput:
         """Return the outputs of both heads."""
         features = self.features(patches)
-        return SpotOutput(self.main_head(features), None if self.auxiliary_head is None else self.auxiliary_head(features))
+        own = features[:, : self.backbone.n_features]
+        return SpotOutput(self.main_head(features), None if self.auxiliary_head is None else self.auxiliary_head(own))
+
+    def fuse(self, fusion: DescriptorRegression) -> None:
+        """Average the trained network with a regression on descriptors, whose components become features of the model.
+
+        The main head stays linear: the network's weights times its share, and the axes of the components times theirs. What is
+        fused is not trained further.
+
+        Args:
+            fusion: Fitted; its components are of the standardized expression that the main head predicts.
+
+        Raises:
+            ModelError: The main head does not predict standardized expression, or the model is fused already.
+        """
+        if not isinstance(self.main_objective, StandardizedRegression) or not self.main_objective.standardize:
+            raise ModelError("only a network that predicts standardized expression can be fused with components of it")
+        if self.fusion is not None:
+            raise ModelError("the model is fused already")
+        network, share = self.main_head, fusion.share
+        self.main_head = nn.Linear(self.backbone.n_features + fusion.n_components, network.out_features)
+        with torch.no_grad():
+            self.main_head.weight.copy_(
+                torch.cat([(1 - share) * network.weight, share * fusion.axes.T.to(network.weight)], dim=1)
+            )
+            self.main_head.bias.copy_((1 - share) * network.bias)
+        self.main_head.to(network.weight.device)
+        self.fusion = fusion.to(network.weight.device)
 
     def loss(self, batch: SpotBatch) -> Loss:
         """Return main + lambda x auxiliary loss, each a mean over its own genes.
@@ -83,6 +131,7 @@ class SpotRegressor(TrainableModel):
         without it.
         """
         features = self.features(batch.patches)
+        assert self.fusion is None, "a fused model is not trained further"
         main = self.main_objective.loss(self.main_head(features), batch.counts_main, batch.library)
         parts = {"main": main.detach()}
         total = main
@@ -100,9 +149,10 @@ class SpotRegressor(TrainableModel):
             patches: Patches of the window the backbone was built for.
             symmetries: Average over the eight flips and rotations of each patch.
         """
-        if symmetries:
+        if symmetries and self.fusion is None:
             return symmetry_mean(self.predict, patches)
-        return self.main_objective.expression(self.main_head(self.features(patches)))
+        # a fused head is linear, so the head of the mean is the mean of the heads
+        return self.main_objective.expression(self.main_head(self.features(patches, symmetries=symmetries)))
 
 
 def _head(n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int]) -> nn.Linear:

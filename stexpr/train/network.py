@@ -1,5 +1,6 @@
 """Trains the network of one fold: the inner trainings that choose the number of epochs, then the final one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stexpr.config import NetworkConfig, StudyConfig
 from stexpr.data.datasets import SpotDataset
-from stexpr.data.splits import Fold, InnerSplit
+from stexpr.data.splits import Fold
 from stexpr.inference import pick_device
 from stexpr.models.augment import augment
 from stexpr.models.objectives import make_objective
@@ -20,10 +21,11 @@ from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsynchronized
+from stexpr.train.fused import FusedTraining
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
 from stexpr.train.tracking import MetricsFile, Tracker
-from stexpr.train.validation import validation_pearson
+from stexpr.train.validation import Beside, validation_pearson
 from stexpr.types import Progress, silent
 
 
@@ -90,6 +92,8 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         self.transform = transform
         self.training_rows = dataset.rows(dict.fromkeys(fold.train_sections))
         self.accumulation = Accumulation(folder)
+        fusion = config.model.fusion
+        self.fused = FusedTraining(fusion, dataset, seed=config.seed, workers=config.runtime.workers) if fusion else None
 
     def run(
         self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
@@ -97,26 +101,24 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         """Train what the checkpoint does not hold yet; arguments and errors are those of `train`."""
         model = self.train(metrics, trackers, stop, resumed).model
         execution, notes = self._execution(model)
+        if self.fused is not None:
+            model.fuse(self.fused.fitted(model, self._rows(self.n_phases - 1)))
         return Trained(model, tuple(map(tuple, self.curves)), self.chosen_epochs, self.seconds, execution, notes)
 
     def fit(self, index: int) -> Fit[SpotRegressor]:
         """Make the training of a phase."""
-        train_rows, rows = self.training_rows, None
-        if index < self.n_inner:
-            split: InnerSplit = self.fold.inner[index]
-            train_rows, rows = self.dataset.rows(split.train), self.dataset.rows(split.validation)
         model = build_network(self.config, self.dataset, self.training_rows, self.transform)
         model = self.processes.synchronized(model)
-
-        def measure() -> float:
-            assert rows is not None
-            return validation_pearson(model, self.dataset, rows, self.transform, self.config.training, processes=self.processes)
-
+        train_rows = self._rows(index)
+        validation = None
+        if index < self.n_inner:
+            rows = self.dataset.rows(self.fold.inner[index].validation)
+            validation = Validation("pearson", self._measure(model, train_rows, rows))
         return Fit(
             model,
             self.dataset,
             train_rows,
-            validation=None if rows is None else Validation("pearson", measure),
+            validation=validation,
             augment=partial(augment, self.config.input),
             training=self.config.training,
             n_epochs=self.n_epochs_of(index),
@@ -125,6 +127,27 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
             workers=self.config.runtime.workers,
             processes=self.processes,
             accumulation=self.accumulation,
+        )
+
+    def _rows(self, index: int) -> Int64[Tensor, "S"]:
+        """Return the spots that a phase trains on."""
+        return self.dataset.rows(self.fold.inner[index].train) if index < self.n_inner else self.training_rows
+
+    def _measure(self, model: SpotRegressor, train_rows: Int64[Tensor, "S"], rows: Int64[Tensor, "S"]) -> Callable[[], float]:
+        """Return what measures the network after each epoch, with what is fused with it in the end."""
+        beside = None
+        if self.fused is not None:
+            regression = self.fused.fitted(model, train_rows)
+            beside = Beside(self.fused.expression(regression, model, rows), regression.share)
+        return partial(
+            validation_pearson,
+            model,
+            self.dataset,
+            rows,
+            self.transform,
+            self.config.training,
+            beside=beside,
+            processes=self.processes,
         )
 
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:

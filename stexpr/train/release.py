@@ -161,7 +161,7 @@ def _cohort_of(run: Run, config: StudyConfig, given: Path | None) -> tuple[Prepa
             f"{path} is not the cohort of {run.folder}: its hash is {opened.hash}, the record says {run.record.cohort.hash}; "
             "give the right one with --cohort"
         )
-    return opened, ()
+    return opened.colored(config.input.colors), ()
 
 
 def _reference(

@@ -128,6 +128,7 @@ def _job(config: StudyConfig, cohort: PreparedCohort, fold: Fold, split_hash: st
     unit = config.protocol.expression
     transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
     panel = fold_panel(config.protocol.panel, cohort, fold)
+    cohort = cohort.colored(config.input.colors)
     return Job(config, cohort, fold, split_hash, panel, transform, window_px(config, cohort), folder)
 
 
@@ -209,7 +210,7 @@ def _predict(
     )
     backbone = trained.model.backbone
     preprocessing = Preprocessing(
-        job.cohort.mpp, job.window_px, backbone.input_px, job.cohort.manifest.stain, backbone.mean, backbone.sd
+        job.cohort.mpp, job.window_px, backbone.input_px, job.cohort.stain, backbone.mean, backbone.sd
     )
     export = partial(
         save_model,

@@ -23,6 +23,11 @@ def open_cohort(config: StudyConfig) -> PreparedCohort:
         ProtocolError: It was prepared with another stain normalization than the protocol fixes.
     """
     cohort, protocol = PreparedCohort.open(config.cohort), config.protocol
+    if protocol.stain is not None and config.input.colors != "as_prepared":
+        raise ProtocolError(
+            f"the protocol {protocol.name} fixes the stain normalization {protocol.stain}, and input.colors = "
+            f"{config.input.colors} is another; set input.colors=as_prepared or protocol.stain=null"
+        )
     if protocol.stain not in (None, cohort.manifest.stain):
         raise ProtocolError(
             f"the protocol {protocol.name} fixes the stain normalization {protocol.stain}, the cohort {cohort.path} has "

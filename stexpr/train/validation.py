@@ -1,7 +1,9 @@
 """What is measured after each epoch, and the number of epochs it chooses."""
 
+from typing import Any, NamedTuple, TypeAlias
+
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from stexpr.config import TrainingConfig
@@ -13,6 +15,15 @@ from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.distributed import ALONE, Processes
 
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class Beside(NamedTuple):
+    """Predictions that a network's are averaged with, and their share."""
+
+    expression: Float32[Array, "S G"]
+    share: float
+
 
 def validation_pearson(
     model: SpotRegressor,
@@ -21,6 +32,7 @@ def validation_pearson(
     transform: ExpressionTransform,
     training: TrainingConfig,
     *,
+    beside: Beside | None = None,
     processes: Processes = ALONE,
 ) -> float:
     """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0.
@@ -31,6 +43,7 @@ def validation_pearson(
         rows: Validation spots.
         transform: Unit of expression.
         training: Batch size and precision.
+        beside: What the predictions are averaged with, None for nothing.
         processes: Who shares the spots; each gets the same r.
 
     Raises:
@@ -40,6 +53,8 @@ def validation_pearson(
     predicted = processes.gather(
         predict_expression(model, dataset, own, batch_size=training.batch_size, precision=training.precision)
     )
+    if beside is not None:
+        predicted = (1 - beside.share) * predicted + beside.share * beside.expression
     measured = transform(dataset.counts_main[rows].numpy(), dataset.library[rows].numpy())
     sections = dataset.spots["section"].to_numpy()[rows.numpy()]
     means = []

@@ -43,6 +43,7 @@ from stexpr.models.export.hub import HubModel, located
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput
 from stexpr.models.export.release import Release
+from stexpr.models.fusion import DescriptorRegression
 from stexpr.models.objectives import Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -109,6 +110,7 @@ def save_model(
         "backbone": backbone.portable_name,
         "backbone_arguments": backbone.arguments,
         "auxiliary_weight": model.auxiliary_weight,
+        "fusion": model.fusion.settings() if model.fusion is not None else None,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
         "preprocessing": asdict(preprocessing),
@@ -251,6 +253,9 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
             _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
             auxiliary_weight=config.auxiliary_weight,
         )
+        if config.fusion is not None:
+            window_px, settings = config.preprocessing.window_px, config.fusion.model_dump()
+            model.fuse(DescriptorRegression.empty(window_px, len(panel.main), settings))
         model.load_state_dict(load_tensors(contents[WEIGHTS]))
     except (ModelError, SafetensorError, RuntimeError) as err:  # load_state_dict raises RuntimeError
         reason = " ".join(str(err).split())[:300]
@@ -258,7 +263,7 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
     applicability = None
     if REFERENCE in config.sha256:
         reference = checked(folder / REFERENCE, config.sha256[REFERENCE])
-        applicability = Applicability.from_bytes(reference, model.backbone.n_features)
+        applicability = Applicability.from_bytes(reference, model.n_features)
     model = model.eval().to(memory_format=torch.channels_last)
     network = LoadedNetwork(model, panel, config.provenance, applicability)
     return LoadedModel((network,), config.transform, config.preprocessing)

@@ -30,6 +30,7 @@ MEMBERS: Final = "members"
 MAX_MEMBERS: Final = 100
 ROLES: Final = ("main", "auxiliary")
 MAX_WINDOW_PX: Final = 2048
+MAX_LANDMARKS: Final = 100_000
 
 Sha256: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -39,6 +40,15 @@ class ObjectiveSettings(Strict):
 
     kind: LossKind
     standardize: bool = True
+
+
+class FusionSettings(Strict):
+    """What a regression on descriptors is built with before its weights are loaded."""
+
+    radii_px: tuple[Annotated[int, Field(ge=1, le=MAX_WINDOW_PX)], ...] = Field(min_length=1, max_length=64)
+    n_landmarks: int = Field(ge=1, le=MAX_LANDMARKS)
+    n_components: int = Field(ge=1, le=MAX_LANDMARKS)
+    share: float = Field(gt=0, le=1)
 
 
 class PanelSettings(Strict):
@@ -71,6 +81,7 @@ class ModelConfigFile(Strict):
     backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
     backbone_arguments: dict[str, Any] = {}
     auxiliary_weight: float = Field(ge=0)
+    fusion: FusionSettings | None = None
     objectives: dict[Literal["main", "auxiliary"], ObjectiveSettings]
     transform: ExpressionTransform
     preprocessing: Preprocessing

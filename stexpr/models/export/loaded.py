@@ -88,7 +88,7 @@ class LoadedModel(HubModel):
     @property
     def n_features(self) -> int:
         """Length of the feature vector."""
-        return sum(network.model.backbone.n_features for network in self.networks)
+        return sum(network.model.n_features for network in self.networks)
 
     @property
     def has_reference(self) -> bool:
@@ -174,7 +174,7 @@ class LoadedModel(HubModel):
         Args:
             features: As in `PatchOutput`, on the model's device.
         """
-        parts = torch.split(features, [network.model.backbone.n_features for network in self.networks], dim=1)
+        parts = torch.split(features, [network.model.n_features for network in self.networks], dim=1)
         models = [network.model for network in self.networks]
         heads = [model.main_objective.expression(model.main_head(part)) for model, part in zip(models, parts, strict=True)]
         return self._on_genes(heads).nanmean(dim=0)
@@ -190,8 +190,8 @@ class LoadedModel(HubModel):
 
 
 def _of_network(model: SpotRegressor, patches: Tensor, symmetries: bool) -> tuple[Tensor, Tensor]:
-    if not symmetries:
-        features = model.features(patches)
+    if not symmetries or model.fusion is not None:
+        features = model.features(patches, symmetries=symmetries)
         return features, model.main_objective.expression(model.main_head(features))
     sums: tuple[Any, Any] = (0, 0)
     for which in range(N_SYMMETRIES):
