@@ -195,7 +195,7 @@ def _each(groups: Array) -> Iterator[Bool[Array, "S"]]:
     yield from (groups == name for name in dict.fromkeys(groups.tolist()))
 
 
-def joined(described: Mapping[Group, Float[Array, "S D"]], view: View) -> Float[Array, "S D"]:
+def joined(described: Mapping[Group, Float[Array, "S _"]], view: View) -> Float[Array, "S D"]:
     """Put the descriptors that a view reads beside each other."""
     parts: Array = np.concatenate([described[group] for group in view.groups], axis=1)
     return parts

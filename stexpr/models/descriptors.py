@@ -43,22 +43,24 @@ class Descriptors(nn.Module):
     """
 
     discs: Tensor
-    rings: Tensor
 
     def __init__(self, window_px: int, radii_px: Sequence[int]) -> None:
         super().__init__()
         self.window_px = window_px
         self.radii_px = fitting_radii(radii_px, window_px)
         discs = torch.from_numpy(disc_masks(self.radii_px, window_px)).float()
-        rings = torch.cat([discs[:1], discs[1:] - discs[:-1]])
+        rings = torch.cat([discs[:1], discs[1:] - discs[:-1]]).view(-1, window_px, window_px)
         self.register_buffer("discs", discs / discs.sum(dim=1, keepdim=True), persistent=False)
-        self.register_buffer("rings", rings / rings.sum(dim=1, keepdim=True), persistent=False)
+        for level in range(_LEVELS):
+            shares = rings.flatten(1)
+            self.register_buffer(f"rings_{level}", shares / shares.sum(dim=1, keepdim=True), persistent=False)
+            rings = _halved(rings)
 
     def width(self, group: Group) -> int:
         """Return the number of descriptors of a group."""
         return len(self.radii_px) * (6 if group == "color" else 2 * 2 * _LEVELS)
 
-    def forward(self, patches: UInt8[Tensor, "B 3 H W"]) -> dict[Group, Float32[Tensor, "B D"]]:
+    def forward(self, patches: UInt8[Tensor, "B 3 H W"]) -> dict[Group, Float32[Tensor, "B _"]]:
         """Describe patches, in float32 whatever the precision around it.
 
         Raises:
@@ -82,21 +84,17 @@ class Descriptors(nn.Module):
         weights = density.new_tensor([[1 / 3] * 3, _HEMATOXYLIN])
         maps = torch.einsum("bchw,oc->bohw", density, weights)
         bands = []
-        for _ in range(_LEVELS):
-            side = maps.shape[-1]
-            smooth = functional.avg_pool2d(maps, 2, ceil_mode=True)
-            detail = maps - functional.interpolate(smooth, size=(side, side), mode="bilinear", align_corners=False)
-            rings = self._rings_at(side)
+        for level in range(_LEVELS):
+            smooth = _halved(maps)
+            size = maps.shape[-2:]
+            detail = maps - functional.interpolate(smooth, size=size, mode="bilinear", align_corners=False)
             strength = torch.stack([detail.abs(), detail.clamp_min(0)], dim=2).flatten(1, 2)  # (B, 4, h, w)
-            bands.append(strength.flatten(2) @ rings.T)
+            bands.append(strength.flatten(2) @ self.get_buffer(f"rings_{level}").T)
             maps = smooth
         return torch.cat(bands, dim=1).transpose(1, 2).flatten(1)
 
-    def _rings_at(self, side: int) -> Float[Tensor, "K p"]:
-        """Return the rings on a coarser grid of the same window: the share of each cell that lies in them."""
-        if side == self.window_px:
-            return self.rings
-        fine = self.rings.view(1, -1, self.window_px, self.window_px)
-        step = math.ceil(self.window_px / side)
-        coarse = functional.avg_pool2d(fine, step, ceil_mode=True)[..., :side, :side].flatten(2)[0]
-        return coarse / coarse.sum(dim=1, keepdim=True)
+
+def _halved(images: Tensor) -> Tensor:
+    """Average over cells of 2 x 2, which overlap where a side is odd, so that turning an image turns the result."""
+    side = math.ceil(images.shape[-1] / 2)
+    return functional.adaptive_avg_pool2d(images, side)

@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from stexpr.models.components import GAMMA, VIEWS, ComponentMap
-from stexpr.models.descriptors import Descriptors
+from stexpr.models.descriptors import Descriptors, Group
 
 __all__ = ["DescriptorRegression"]
 
@@ -85,7 +85,7 @@ class DescriptorRegression(nn.Module):
         """Predict the components of patches."""
         return self.of_descriptors(self.descriptors(patches))
 
-    def of_descriptors(self, described: dict[Any, Float32[Tensor, "B D"]]) -> Float32[Tensor, "B C"]:
+    def of_descriptors(self, described: dict[Group, Float32[Tensor, "B _"]]) -> Float32[Tensor, "B C"]:
         """Predict the components of patches described before."""
         parts = [
             own(torch.cat([described[group] for group in view.groups], dim=1))

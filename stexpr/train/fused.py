@@ -40,7 +40,7 @@ class FusedTraining:
         self.dataset = dataset
         self.seed = seed
         self.workers = workers
-        self._described: dict[Group, Float32[Array, "S D"]] | None = None
+        self._described: dict[Group, Float32[Array, "S _"]] | None = None
 
     def fitted(self, model: SpotRegressor, rows: Int64[Tensor, "S"]) -> DescriptorRegression:
         """Fit on some spots, training spots only.
@@ -88,7 +88,7 @@ class FusedTraining:
             predicted: Array = model.main_objective.expression(standardized.to(next(model.parameters()).device)).cpu().numpy()
         return predicted
 
-    def _all(self) -> dict[Group, Float32[Array, "S D"]]:
+    def _all(self) -> dict[Group, Float32[Array, "S _"]]:
         """Describe every spot of the dataset, on the CPU, so that a fit is the same whatever the device."""
         if self._described is None:
             descriptors = Descriptors(self.dataset.window_px, self.config.radii_px)

@@ -133,7 +133,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         """Return the spots that a phase trains on."""
         return self.dataset.rows(self.fold.inner[index].train) if index < self.n_inner else self.training_rows
 
-    def _measure(self, model: SpotRegressor, train_rows: Int64[Tensor, "S"], rows: Int64[Tensor, "S"]) -> Callable[[], float]:
+    def _measure(self, model: SpotRegressor, train_rows: Int64[Tensor, "S"], rows: Int64[Tensor, "V"]) -> Callable[[], float]:
         """Return what measures the network after each epoch, with what is fused with it in the end."""
         beside = None
         if self.fused is not None:

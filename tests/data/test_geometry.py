@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stexpr.data.geometry import neighborhood_mean
+from stexpr.data.geometry import neighborhood_mean, slabs, spatial_block
 
 
 def lattice(side: int, pitch: float, section: str, *, hexagonal: bool = False) -> pd.DataFrame:
@@ -39,3 +39,14 @@ def test_the_order_of_spots_does_not_matter_and_sections_stay_apart(seed: int) -
 def test_a_lonely_spot_keeps_its_value() -> None:
     spots = pd.DataFrame({"section": ["a", "b", "b"], "x_um": [0.0, 0.0, 9.0], "y_um": 0.0})
     np.testing.assert_allclose((neighborhood_mean(spots) @ np.array([5.0, 1.0, 3.0])), [5.0, 2.0, 2.0])
+
+
+@given(st.integers(4, 60), st.integers(1, 4), st.integers(0, 99))
+def test_slabs_are_contiguous_and_of_nearly_equal_size(n: int, parts: int, seed: int) -> None:
+    xy = np.random.default_rng(seed).normal(size=(n, 2)) * (5, 1)
+    number = slabs(xy, parts)
+    sizes = np.bincount(number)
+    assert len(sizes) == parts
+    assert np.ptp(sizes) <= 1
+    first = spatial_block(xy, sizes[0] / n)
+    np.testing.assert_array_equal(number == 0, first)  # along the same axis

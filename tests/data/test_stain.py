@@ -3,7 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stexpr.data.stain import MacenkoProfile, ReinhardProfile, fit_stain, stain_transform
+from stexpr.data.stain import (
+    STANDARD,
+    ChannelProfile,
+    MacenkoProfile,
+    ReinhardProfile,
+    fit_channels,
+    fit_stain,
+    profile_of,
+    recolored,
+    sampled,
+    stain_transform,
+    thinned,
+)
 from stexpr.errors import DataError
 
 
@@ -99,3 +111,49 @@ def test_kinds_do_not_mix():
     pixels = stained(0).reshape(-1, 3)
     with pytest.raises(DataError, match="fit both with one kind"):
         stain_transform(fit_stain("macenko", pixels), fit_stain("reinhard", pixels))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.floats(0.2, 1.2), st.integers(200, 250))
+def test_standardized_tissue_has_the_standard_colors_whatever_the_stain_and_the_light(seed, strength, white):
+    tissue = (stained(seed, strength=strength) * (white / 255)).astype(np.uint8)
+    background = np.full((32, 96, 3), white, np.uint8)
+    section = np.concatenate([tissue, background])[None]
+    moved = recolored(section, fit_channels(section).table(STANDARD))
+    pixels = section.reshape(-1, 3)
+    light = np.maximum(np.percentile(pixels, 98, axis=0), 200)
+    dark = (pixels < 0.85 * light).any(axis=1)
+    own = moved.reshape(-1, 3)[dark]
+    np.testing.assert_allclose(own.mean(axis=0), STANDARD.mean, atol=3)  # values beyond 0 and 255 are cut off
+    np.testing.assert_allclose(own.std(axis=0), STANDARD.sd, atol=4)
+
+
+def test_a_table_is_the_line_through_mean_and_spread_rounded_and_cut_off():
+    own = ChannelProfile(np.array([100.0, 120.0, 140.0]), np.array([10.0, 20.0, 30.0]))
+    table = own.table(STANDARD)
+    for channel in range(3):
+        expected = (np.arange(256) - own.mean[channel]) / own.sd[channel] * STANDARD.sd[channel] + STANDARD.mean[channel]
+        np.testing.assert_array_equal(table[:, channel], np.clip(np.round(expected), 0, 255))
+    patch = stained(3, size=16)
+    np.testing.assert_array_equal(own.to(STANDARD)(patch), recolored(patch[None], table)[0])
+    np.testing.assert_array_equal(recolored(patch, STANDARD.table(STANDARD)), patch)
+    assert profile_of(STANDARD.describe()).describe() == STANDARD.describe()
+    with pytest.raises(DataError, match="fit both with one kind"):
+        stain_transform(own, ReinhardProfile(own.mean, own.sd))
+
+
+def test_what_cannot_be_standardized_is_refused():
+    with pytest.raises(DataError, match="0 tissue pixels"):
+        fit_channels(np.full((2, 40, 40, 3), 240, np.uint8))
+    one_color = np.full((2, 40, 40, 3), 240, np.uint8)
+    one_color[0] = 90
+    with pytest.raises(DataError, match="one color only"):
+        fit_channels(one_color)
+
+
+def test_patches_to_fit_on_are_spread_evenly_and_pixels_thinned():
+    assert sampled(3) == [0, 1, 2]
+    some = sampled(1000)
+    assert (len(some), some[0], some[-1]) == (64, 0, 999)
+    assert len(thinned(np.zeros((2_500_000, 3), np.uint8))) == 833_334
+    assert len(thinned(np.zeros((10, 3), np.uint8))) == 10

@@ -24,6 +24,7 @@ from stexpr.data.manifest import (
     stored_file,
     write_manifest,
 )
+from stexpr.data.stain import STANDARD, fit_channels, recolored
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
 
@@ -322,3 +323,31 @@ def test_a_cohort_without_its_shallow_spots(small_cohort: Path) -> None:
     assert part.hidden("b1") == (~kept).sum() > 0
     assert whole.hidden("b1") == 0
     assert whole.keeping(0) is whole
+
+
+def test_a_section_in_standardized_colors(tmp_path):
+    cohort = PreparedCohort.open(write_cohort(tmp_path, {"long-name": "p", "b": "q"}))
+    colored = cohort.colored("standardized")
+    assert (cohort.stain, colored.stain, colored.hash) == ("none", "standardized", cohort.hash)
+    assert cohort.colored("as_prepared") is cohort
+    assert cohort.colored("standardized") is colored is colored.colored("standardized")
+    for section in cohort.sections:
+        table = fit_channels(cohort.patches(section)).table(STANDARD)
+        expected = recolored(cohort.patches(section), table)
+        np.testing.assert_array_equal(colored.patches(section), expected)
+        crop = colored.patch_reader(section, 8)
+        for i in range(len(crop)):
+            np.testing.assert_array_equal(crop[i], expected[i, 4:12, 4:12])  # fitted on whole patches, whatever is read
+        crop.close()
+        assert colored.counts(section) is cohort.counts(section)
+    kept = cohort.keeping(50).colored("standardized")
+    assert len(kept.patches("long-name")) == len(cohort.keeping(50).spots("long-name")) < len(cohort.spots("long-name"))
+    assert kept.keeping(60).standardized
+
+
+def test_colors_are_not_standardized_twice(tmp_path):
+    folder = write_cohort(tmp_path, {"a": "p"})
+    manifest = read_manifest(folder)
+    normalized = PreparedCohort(folder, manifest.model_copy(update={"stain": "reinhard", "stain_reference": "a"}))
+    with pytest.raises(DataError, match=r"input\.colors=as_prepared"):
+        normalized.colored("standardized")
