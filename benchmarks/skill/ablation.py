@@ -1,0 +1,80 @@
+"""What each part of the model is worth on inner validation, test patients never looked at: a table of a sweep's candidates.
+
+    .venv/bin/python benchmarks/skill/ablation.py RUNS --sweep ablation_mob
+
+Of each candidate the validation r of its inner trainings at the epoch they choose together, mean over the inner trainings of a fold
+and over folds, against the first candidate of the sweep. Writes benchmarks/results/<sweep>.json.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stexpr.config.sweep import SweepConfig, load_sweep
+from stexpr.config.values import find_config, read_yaml
+from stexpr.evaluate.records import read_record
+from stexpr.train.opened import OpenedStudy
+from stexpr.train.spots import SpotStudy
+from stexpr.train.validation import choose_epoch
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def validated(folder: Path) -> tuple[float, int]:
+    """Return the mean validation r of a run's inner trainings at the epoch they choose, and that epoch."""
+    curves: dict[str, list[float]] = defaultdict(list)
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        if values["phase"].startswith("inner") and "val/pearson" in values:
+            curves[values["phase"]].append(values["val/pearson"])
+    epoch = choose_epoch(list(curves.values()))
+    return float(np.mean([curve[epoch - 1] for curve in curves.values()])), epoch
+
+
+def rows_of(sweep: str, runs: Path) -> list[dict[str, Any]]:
+    """Return one row per candidate, those without their runs left out."""
+    studies = load_sweep(sweep)
+    config = SweepConfig.model_validate(read_yaml(find_config(sweep, "sweeps")))
+    opened: OpenedStudy[Any] | None = None
+    rows: list[dict[str, Any]] = []
+    for changes, study in zip(config.combinations(), studies.studies, strict=True):
+        opened = SpotStudy(study, opened)  # type: ignore[arg-type]
+        folders = [opened.folder(study, opened.fold(study, fold.index), runs) for fold in opened.folds]  # type: ignore[attr-defined]
+        if not all((folder / "record.json").exists() for folder in folders):
+            print(f"not run: {changes}")
+            continue
+        found = [validated(folder) for folder in folders]
+        records = [read_record(folder) for folder in folders]
+        rows.append(
+            {
+                "changes": changes,
+                "model": records[0].model_label,
+                "r_validation": round(float(np.mean([r for r, _ in found])), 4),
+                "by_fold": [round(r, 4) for r, _ in found],
+                "epochs": [epoch for _, epoch in found],
+                "minutes": round(sum(record.wall_time_s for record in records) / 60, 1),
+            }
+        )
+        rows[-1]["difference"] = round(rows[-1]["r_validation"] - rows[0]["r_validation"], 4)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--sweep", required=True)
+    options = parser.parse_args()
+    rows = rows_of(options.sweep, options.runs)
+    path = RESULTS / f"{options.sweep}.json"
+    command = f"python benchmarks/skill/ablation.py {options.runs} --sweep {options.sweep}"
+    path.write_text(json.dumps({"command": command, "candidates": rows}, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print(f"{row['r_validation']:.3f} {row['difference']:+.3f}  {row['by_fold']}  {row['changes'] or 'the base'}")
+
+
+if __name__ == "__main__":
+    main()
