@@ -155,7 +155,7 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
+        decisive = {"input": self.input.described(), "training": self.training.described(), "seed": self.seed}
         decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 
