@@ -97,6 +97,7 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
         ({"backbone": "hf-hub:MahmoodLab/UNI@main", "freeze": "all", "auxiliary": {"weight": 0}}, "UNI@main frozen"),
         ({"backbone": "local-dir:/home/me/encoders/mine"}, "mine + aux"),
         ({"backbone": "resnet18", "weights": "/home/me/a.safetensors"}, "resnet18 of a.safetensors + aux"),
+        ({"loss": "huber"}, "resnet18 + aux huber"),
         ({"kind": "frozen", "backbone": "uni"}, "uni + ridge"),
         (
             {"kind": "frozen", "backbone": "uni", "components": None, "mpp": "window"},

@@ -90,7 +90,11 @@ class NetworkConfig(BackboneConfig):
     role: ClassVar[Role] = "network"
     freeze: Literal["none", "all"] = Field("none", description="`all` trains the heads alone, on a backbone left as it is")
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    loss: Literal["mse", "mse_pearson", "negative_binomial"] = "mse"
+    loss: Literal["mse", "mse_pearson", "huber", "negative_binomial"] = Field(
+        "mse",
+        description="`huber` is squared up to 1 (an SD of a gene where targets are standardized) and linear beyond; "
+        "`mse_pearson` adds 0.5 (1 - r over the batch); `negative_binomial` is a likelihood of counts",
+    )
     bias_init: Literal["zero", "training_mean"] = Field("zero", description="`training_mean` starts as ST-Net does")
 
     @property
