@@ -97,7 +97,7 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
         ({"backbone": "hf-hub:MahmoodLab/UNI@main", "freeze": "all", "auxiliary": {"weight": 0}}, "UNI@main frozen"),
         ({"backbone": "local-dir:/home/me/encoders/mine"}, "mine + aux"),
         ({"backbone": "resnet18", "weights": "/home/me/a.safetensors"}, "resnet18 of a.safetensors + aux"),
-        ({"loss": "huber"}, "resnet18 + aux huber"),
+        ({"loss": "huber", "rank": 32}, "resnet18 + aux huber rank 32"),
         ({"kind": "frozen", "backbone": "uni"}, "uni + ridge"),
         (
             {"kind": "frozen", "backbone": "uni", "components": None, "mpp": "window"},
@@ -118,6 +118,14 @@ def test_a_label_names_no_folder_of_this_machine(model: dict[str, Any], label: s
 )
 def test_a_frozen_encoder_that_cannot_be_is_refused(values: dict[str, Any], place: str) -> None:
     assert place in refusal({"model": {"kind": "frozen", "backbone": "uni", **values}})
+
+
+@pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
+def test_factors_of_another_loss_are_refused(loss: str) -> None:
+    assert f"model.rank = 8 makes factors of standardized expression, which the loss {loss}" in refusal(
+        {"model": {"rank": 8, "loss": loss}}
+    )
+    assert study(model={"rank": 8, "loss": "huber"}).run_hash("x", {}) != study(model={"loss": "huber"}).run_hash("x", {})
 
 
 def test_a_number_that_yaml_takes_for_a_string_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stexpr.config.files import hash_file
 from stexpr.config.values import Strict
@@ -85,7 +85,7 @@ def _content_once(path: Path, size: int, mtime_ns: int) -> str:
 class NetworkConfig(BackboneConfig):
     """A backbone with a main and an auxiliary head, trained by gradient steps."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze")
+    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze", "rank")
     kind: Literal["network"] = "network"
     role: ClassVar[Role] = "network"
     freeze: Literal["none", "all"] = Field("none", description="`all` trains the heads alone, on a backbone left as it is")
@@ -96,6 +96,21 @@ class NetworkConfig(BackboneConfig):
         "`mse_pearson` adds 0.5 (1 - r over the batch); `negative_binomial` is a likelihood of counts",
     )
     bias_init: Literal["zero", "training_mean"] = Field("zero", description="`training_mean` starts as ST-Net does")
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="factors the main genes share: the head learns them, the principal components of the training spots' "
+        "standardized expression turn them into genes; null learns each gene apart; needs the loss mse or huber",
+    )
+
+    @model_validator(mode="after")
+    def _rank_of_a_regression(self) -> "NetworkConfig":
+        if self.rank is not None and self.loss not in ("mse", "huber"):
+            raise ValueError(
+                f"model.rank = {self.rank} makes factors of standardized expression, which the loss {self.loss} does not "
+                "compare gene by gene; take model.loss=mse or huber, or model.rank=null"
+            )
+        return self
 
     @property
     def label(self) -> str:
@@ -104,6 +119,7 @@ class NetworkConfig(BackboneConfig):
         if self.auxiliary.weight:
             parts.append("+ aux" if self.auxiliary.weight == 1 else f"+ {self.auxiliary.weight:g} aux")
         parts += [self.loss.replace("_", " ")] if self.loss != "mse" else []
+        parts += [f"rank {self.rank}"] if self.rank is not None else []
         parts += ["pretrained"] if self.pretrained else []
         parts += ["frozen"] if self.freeze == "all" else []
         return " ".join(parts)

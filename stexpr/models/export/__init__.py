@@ -29,6 +29,7 @@ from stexpr.models.export.files import (
     MEMBERS,
     REFERENCE,
     WEIGHTS,
+    WITHOUT_RANK,
     EnsembleConfigFile,
     ModelConfigFile,
     checked,
@@ -43,6 +44,7 @@ from stexpr.models.export.hub import HubModel, located
 from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput
 from stexpr.models.export.release import Release
+from stexpr.models.low_rank import LowRankHead, empty_components
 from stexpr.models.objectives import Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -115,6 +117,8 @@ def save_model(
         "panel": {key: panel.to_dict()[key] for key in ("rule", "scope", "min_detection", "included")},
         "provenance": dict(provenance),
     }
+    if isinstance(model.main_head, LowRankHead):
+        config["rank"] = model.main_head.out_features
     network = LoadedNetwork(model, panel, dict(provenance), applicability)
     _write(folder, contents, config, LoadedModel((network,), transform, preprocessing, release or Release(), intervals))
 
@@ -158,7 +162,7 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
     config = {
-        "format": FORMAT,
+        "format": FORMAT if "rank" in config else WITHOUT_RANK,
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,
@@ -250,6 +254,7 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
             _objective(config, "main", len(panel.main)),
             _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
             auxiliary_weight=config.auxiliary_weight,
+            components=empty_components(config.rank, len(panel.main)),
         )
         model.load_state_dict(load_tensors(contents[WEIGHTS]))
     except (ModelError, SafetensorError, RuntimeError) as err:  # load_state_dict raises RuntimeError
