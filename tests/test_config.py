@@ -25,6 +25,7 @@ from stexpr.config import (
     resource_folder,
     validated,
 )
+from stexpr.config.any_study import load_any_study
 from stexpr.config.values import find_config, read_yaml, set_override
 from stexpr.errors import ConfigError
 
@@ -80,6 +81,9 @@ def test_every_study_that_comes_with_stexpr_is_valid() -> None:
 def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
     """The hash of the study `mob` and of its description, as the version before `model.weights` had them."""
     assert load_study("mob").run_hash("x", {}) == "e55686a5bd98e4ef"
+    changed = ["model.auxiliary.weight=0.5", "model.loss=mse_pearson", "seed=3"]
+    assert load_study("mob", changed).run_hash("x", {}) == "3e87058f7f99934e"
+    assert load_any_study("mutation").run_hash("x", "y", {}) == "a0c1005b79808cc5"
     assert described(NetworkConfig()).keys() == {"kind", "backbone", "pretrained", "auxiliary", "loss", "bias_init"}
     assert described(NetworkConfig(freeze="all"))["freeze"] == "all"
     assert study(runtime={"download": True}).run_hash("x", {}) == study().run_hash("x", {})
@@ -93,6 +97,7 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
         ({"backbone": "hf-hub:MahmoodLab/UNI@main", "freeze": "all", "auxiliary": {"weight": 0}}, "UNI@main frozen"),
         ({"backbone": "local-dir:/home/me/encoders/mine"}, "mine + aux"),
         ({"backbone": "resnet18", "weights": "/home/me/a.safetensors"}, "resnet18 of a.safetensors + aux"),
+        ({"loss": "huber", "rank": 32}, "resnet18 + aux huber rank 32"),
         ({"kind": "frozen", "backbone": "uni"}, "uni + ridge"),
         (
             {"kind": "frozen", "backbone": "uni", "components": None, "mpp": "window"},
@@ -113,6 +118,14 @@ def test_a_label_names_no_folder_of_this_machine(model: dict[str, Any], label: s
 )
 def test_a_frozen_encoder_that_cannot_be_is_refused(values: dict[str, Any], place: str) -> None:
     assert place in refusal({"model": {"kind": "frozen", "backbone": "uni", **values}})
+
+
+@pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
+def test_factors_of_another_loss_are_refused(loss: str) -> None:
+    assert f"model.rank = 8 makes factors of standardized expression, which the loss {loss}" in refusal(
+        {"model": {"rank": 8, "loss": loss}}
+    )
+    assert study(model={"rank": 8, "loss": "huber"}).run_hash("x", {}) != study(model={"loss": "huber"}).run_hash("x", {})
 
 
 def test_a_number_that_yaml_takes_for_a_string_is_read(tmp_path: Path) -> None:

@@ -82,8 +82,10 @@ def main() -> None:
     path.write_text(json.dumps({**about, "margins": found}, indent=1) + "\n", encoding="utf-8")
     for where, rows in found.items():
         for row in rows:
-            print(f"{where}: {row['model']} {row['r']:.3f} (SD {row['seed_sd']}), {row['baseline']} {row['r_baseline']:.3f}: "
-                  f"{row['margin']:+.3f} ({row['low']:.3f} to {row['high']:.3f})")
+            print(
+                f"{where}: {row['model']} {row['r']:.3f} (SD {row['seed_sd']}), {row['baseline']} {row['r_baseline']:.3f}: "
+                f"{row['margin']:+.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            )
 
 
 if __name__ == "__main__":

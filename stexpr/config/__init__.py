@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,6 +80,8 @@ class AdoptConfig(Strict):
 class InputConfig(Strict):
     """What a network sees of a spot."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("colors",)
+
     window_px: int | None = Field(None, ge=16, description="center crop of the prepared patch; null takes it whole")
     colors: Colors = Field(
         "as_prepared", description="`standardized` brings each channel of a section's tissue to one mean and spread"
@@ -95,6 +97,7 @@ class InputConfig(Strict):
 class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("average",)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -106,6 +109,13 @@ class TrainingConfig(Strict):
     clip_norm: float | None = Field(1.0, gt=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation r before an inner training stops")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 autocast on CUDA, fp32 elsewhere")
+    average: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay, at each step, of a moving average of the weights and of batch normalization's statistics, which "
+        "is what validation measures and what is kept; null keeps the weights of the last step",
+    )
 
 
 class RuntimeConfig(Strict):
@@ -160,7 +170,7 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
+        decisive = {"input": self.input.described(), "training": self.training.described(), "seed": self.seed}
         decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 

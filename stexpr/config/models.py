@@ -38,7 +38,6 @@ class BackboneConfig(Strict):
     """Which backbone, and where its weights come from."""
 
     LATER: ClassVar[tuple[str, ...]] = ("weights",)
-    """Keys that came later: at their defaults they decide nothing, and earlier runs keep their hashes."""
     backbone: str = Field(
         "resnet18", description="a short name, any name of timm, hf-hub:OWNER/NAME, or local-dir:PATH in timm's format"
     )
@@ -62,9 +61,7 @@ class BackboneConfig(Strict):
         Raises:
             DataError: A file of weights cannot be read.
         """
-        defaults = type(self).model_fields
-        later = {key for key in self.LATER if getattr(self, key) == defaults[key].default}
-        values = self.model_dump(mode="json", exclude=later)
+        values = super().described()
         files = []
         if self.backbone.startswith(FOLDER):
             folder = Path(self.backbone.removeprefix(FOLDER))
@@ -97,20 +94,39 @@ def _content_once(path: Path, size: int, mtime_ns: int) -> str:
 class NetworkConfig(BackboneConfig):
     """A backbone with a main and an auxiliary head, trained by gradient steps."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze", "fusion")
+    LATER: ClassVar[tuple[str, ...]] = ("weights", "freeze", "rank", "fusion")
     kind: Literal["network"] = "network"
     role: ClassVar[Role] = "network"
     freeze: Literal["none", "all"] = Field("none", description="`all` trains the heads alone, on a backbone left as it is")
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    loss: Literal["mse", "mse_pearson", "negative_binomial"] = "mse"
+    loss: Literal["mse", "mse_pearson", "huber", "negative_binomial"] = Field(
+        "mse",
+        description="`huber` is squared up to 1 (an SD of a gene where targets are standardized) and linear beyond; "
+        "`mse_pearson` adds 0.5 (1 - r over the batch); `negative_binomial` is a likelihood of counts",
+    )
     bias_init: Literal["zero", "training_mean"] = Field("zero", description="`training_mean` starts as ST-Net does")
     fusion: FusionConfig | None = Field(None, description="{} takes the defaults; null leaves the network alone")
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="factors the main genes share: the head learns them, the principal components of the training spots' "
+        "standardized expression turn them into genes; null learns each gene apart; needs the loss mse or huber",
+    )
 
     @model_validator(mode="after")
     def _fusion_has_components(self) -> "NetworkConfig":
         if self.fusion is not None and self.loss == "negative_binomial":
             raise ValueError(
                 "model.fusion adds components of standardized expression, which a negative binomial does not predict"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rank_of_a_regression(self) -> "NetworkConfig":
+        if self.rank is not None and self.loss not in ("mse", "huber"):
+            raise ValueError(
+                f"model.rank = {self.rank} makes factors of standardized expression, which the loss {self.loss} does not "
+                "compare gene by gene; take model.loss=mse or huber, or model.rank=null"
             )
         return self
 
@@ -124,6 +140,7 @@ class NetworkConfig(BackboneConfig):
             parts.append("+ aux" if self.auxiliary.weight == 1 else f"+ {self.auxiliary.weight:g} aux")
         parts += [self.loss.replace("_", " ")] if self.loss != "mse" else []
         parts += ["+ descriptors"] if self.fusion else []
+        parts += [f"rank {self.rank}"] if self.rank is not None else []
         parts += ["pretrained"] if self.pretrained else []
         parts += ["frozen"] if self.freeze == "all" else []
         return " ".join(parts)
@@ -263,4 +280,4 @@ def described(model: ModelConfig) -> dict[str, Any]:
     Raises:
         DataError: A file of weights cannot be read.
     """
-    return model.described() if isinstance(model, BackboneConfig) else model.model_dump(mode="json")
+    return model.described()

@@ -264,6 +264,6 @@ class SlideStudyConfig(Strict):
             bags_hash: Content hash of the bags.
             fold: The fold as plain JSON values.
         """
-        decisive = self.model_dump(mode="json", include={"training", "seed"})
+        decisive: dict[str, Any] = {"training": self.training.described(), "seed": self.seed}
         decisive |= {"model": self.model.described(), "encoder": self.encoder_name, "protocol": self.protocol.decisive()}
         return content_hash({**decisive, "cohort": cohort_hash, "bags": bags_hash, "fold": fold})

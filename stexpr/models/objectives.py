@@ -6,7 +6,7 @@ loss. Its statistics are buffers and travel with the model's weights.
 
 import abc
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from stexpr.errors import GeneError, ModelError
 from stexpr.panel import ExpressionScaler, ExpressionTransform
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-LossKind: TypeAlias = Literal["mse", "mse_pearson", "negative_binomial"]
+RegressionKind: TypeAlias = Literal["mse", "mse_pearson", "huber"]
+LossKind: TypeAlias = RegressionKind | Literal["negative_binomial"]
 PEARSON_WEIGHT = 0.5
+HUBER_DELTA = 1.0
 
 
 class Objective(nn.Module, abc.ABC):
@@ -65,7 +67,7 @@ class Objective(nn.Module, abc.ABC):
 
 
 class StandardizedRegression(Objective):
-    """Squared error on standardized expression, with an optional term for the correlation over the batch.
+    """Squared or Huber error on standardized expression, or squared error and a term for the correlation over the batch.
 
     With `standardize` false the target is the expression itself, as BrST-Net does for its auxiliary genes.
     """
@@ -74,12 +76,11 @@ class StandardizedRegression(Objective):
     sd: Tensor
 
     def __init__(
-        self, scaler: ExpressionScaler, transform: ExpressionTransform, *, pearson_weight: float, standardize: bool
+        self, scaler: ExpressionScaler, transform: ExpressionTransform, *, kind: RegressionKind, standardize: bool
     ) -> None:
         super().__init__(len(scaler.mean), transform)
-        self.kind = "mse_pearson" if pearson_weight else "mse"
-        self.couples_examples = pearson_weight > 0
-        self.pearson_weight = pearson_weight
+        self.kind = kind
+        self.couples_examples = kind == "mse_pearson"
         self.standardize = standardize
         self.register_buffer("mean", torch.from_numpy(np.array(scaler.mean, dtype=np.float32)))
         self.register_buffer("sd", torch.from_numpy(np.array(scaler.sd, dtype=np.float32)))
@@ -92,17 +93,23 @@ class StandardizedRegression(Objective):
     def loss(
         self, output: Float[Tensor, "B K"], counts: Float32[Tensor, "B K"], library: Float32[Tensor, "B"]
     ) -> Float32[Tensor, ""]:
-        """Return the mean squared error, plus 0.5 times (1 - mean r over the genes that vary in the batch).
+        """Return the mean error of the kind.
+
+        `mse` is the square of the difference to the target. `huber` is half of it up to a difference of 1, one SD of the
+        training spots where targets are standardized, and the difference less 0.5 beyond. `mse_pearson` adds to the squared
+        error 0.5 times (1 - mean r over the genes that vary in the batch).
 
         Raises:
             ModelError: The loss correlates over the batch and the batch has one example.
         """
         target = self.target(counts, library)
+        if self.kind == "huber":
+            return functional.huber_loss(output.float(), target, delta=HUBER_DELTA)
         loss = (output.float() - target).square().mean()
-        if self.pearson_weight:
+        if self.kind == "mse_pearson":
             if len(output) < 2:
                 raise ModelError("the loss mse_pearson correlates over a batch and needs at least two examples in each")
-            loss = loss + self.pearson_weight * (1 - batch_pearson(output.float(), target))
+            loss = loss + PEARSON_WEIGHT * (1 - batch_pearson(output.float(), target))
         return loss
 
     def expression(self, output: Float[Tensor, "B K"]) -> Float32[Tensor, "B K"]:
@@ -220,8 +227,7 @@ def make_objective(
         rate = (counts.sum(axis=0, dtype=np.float64) + 0.5) / library.sum(dtype=np.float64)
         return NegativeBinomial(np.log(rate).astype(np.float32), float(np.median(library)), transform)
     scaler = ExpressionScaler.fit(transform(counts, library))
-    weight = PEARSON_WEIGHT if kind == "mse_pearson" else 0.0
-    return StandardizedRegression(scaler, transform, pearson_weight=weight, standardize=standardize)
+    return StandardizedRegression(scaler, transform, kind=kind, standardize=standardize)
 
 
 def empty_objective(settings: dict[str, Any], n_outputs: int, transform: ExpressionTransform) -> Objective:
@@ -234,8 +240,7 @@ def empty_objective(settings: dict[str, Any], n_outputs: int, transform: Express
     kind = settings.get("kind")
     if kind == "negative_binomial":
         return NegativeBinomial(zeros, math.e, transform)
-    if kind not in ("mse", "mse_pearson") or not isinstance(settings.get("standardize"), bool):
+    if kind not in get_args(RegressionKind) or not isinstance(settings.get("standardize"), bool):
         raise ModelError(f"not the settings of an objective: {settings}")
-    weight = PEARSON_WEIGHT if kind == "mse_pearson" else 0.0
     scaler = ExpressionScaler(zeros, np.ones_like(zeros))
-    return StandardizedRegression(scaler, transform, pearson_weight=weight, standardize=settings["standardize"])
+    return StandardizedRegression(scaler, transform, kind=cast(RegressionKind, kind), standardize=settings["standardize"])

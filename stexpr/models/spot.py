@@ -16,6 +16,7 @@ from stexpr.errors import ModelError
 from stexpr.models.augment import symmetry_mean
 from stexpr.models.backbones import Backbone, create_backbone
 from stexpr.models.fusion import DescriptorRegression
+from stexpr.models.low_rank import LowRankHead
 from stexpr.models.objectives import Objective, StandardizedRegression
 from stexpr.models.trainable import Loss, TrainableModel
 from stexpr.types import SpotBatch
@@ -39,6 +40,7 @@ class SpotRegressor(TrainableModel):
         bias_init: `training_mean` starts the heads at the training mean; `zero` at zero.
         seed: Source of the heads' weights. Each head has a stream of its own, so the main head starts the same with and
             without the auxiliary one.
+        components: Of the main head where its genes share factors; None learns each gene apart.
 
     Attributes:
         fusion: What `fuse` added after training, None before and without.
@@ -55,6 +57,7 @@ class SpotRegressor(TrainableModel):
         auxiliary_weight: float = 1.0,
         bias_init: str = "zero",
         seed: int = 0,
+        components: Float32[Tensor, "rank G"] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -62,7 +65,7 @@ class SpotRegressor(TrainableModel):
         self.auxiliary_objective = auxiliary_objective
         self.auxiliary_weight = auxiliary_weight
         self.fusion = None
-        self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=(seed, 1))
+        self.main_head = _head(backbone.n_features, main_objective, bias_init, seed=(seed, 1), components=components)
         self.auxiliary_head = None
         if auxiliary_objective is not None:
             self.auxiliary_head = _head(backbone.n_features, auxiliary_objective, bias_init, seed=(seed, 2))
@@ -155,16 +158,19 @@ class SpotRegressor(TrainableModel):
         return self.main_objective.expression(self.main_head(self.features(patches, symmetries=symmetries)))
 
 
-def _head(n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int]) -> nn.Linear:
+def _head(
+    n_features: int, objective: Objective, bias_init: str, *, seed: tuple[int, int], components: Tensor | None = None
+) -> nn.Linear:
     # mixed, because plain neighboring numbers would share streams with the backbone of another seed
     mixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
     generator = torch.Generator().manual_seed(mixed)
     bound = n_features**-0.5
     with torch.random.fork_rng(devices=[]):
-        head = nn.Linear(n_features, objective.n_outputs)
+        head = nn.Linear(n_features, objective.n_outputs) if components is None else LowRankHead(n_features, components)
     with torch.no_grad():
         head.weight.uniform_(-bound, bound, generator=generator)
-        head.bias.copy_(objective.initial_bias() if bias_init == "training_mean" else torch.zeros(objective.n_outputs))
+        starts = bias_init == "training_mean" and components is None  # factors are 0 at the training mean
+        head.bias.copy_(objective.initial_bias() if starts else torch.zeros(head.out_features))
     return head
 
 
@@ -176,6 +182,7 @@ def build_spot_regressor(
     auxiliary_objective: Objective | None,
     seed: int,
     download: bool = False,
+    components: Float32[Tensor, "rank G"] | None = None,
 ) -> SpotRegressor:
     """Build the network of a study.
 
@@ -186,6 +193,7 @@ def build_spot_regressor(
         auxiliary_objective: Likewise; None builds no auxiliary head.
         seed: Source of all weights that are not loaded.
         download: Fetch weights that are not in the cache.
+        components: Of the main genes, as many as `config.rank` says; None without a rank.
 
     Raises:
         ModelError: The backbone is unknown or cannot be built, or its weights cannot be had.
@@ -200,6 +208,8 @@ def build_spot_regressor(
         download=download,
         seed=seed,
     )
+    if (0 if components is None else len(components)) != (config.rank or 0):
+        raise ModelError(f"model.rank = {config.rank} needs as many principal components of the main genes")
     if config.freeze == "all":
         backbone.freeze()
     return SpotRegressor(
@@ -209,4 +219,5 @@ def build_spot_regressor(
         auxiliary_weight=config.auxiliary.weight,
         bias_init=config.bias_init,
         seed=seed,
+        components=components,
     )

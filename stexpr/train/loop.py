@@ -8,6 +8,7 @@ Nothing random has a state of its own. Each epoch's order, each step's augmentat
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -22,6 +23,7 @@ from stexpr.errors import TrainingError
 from stexpr.models.augment import Share
 from stexpr.models.trainable import TrainableModel
 from stexpr.train.accumulation import Accumulation
+from stexpr.train.averaging import Average
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.step import Step
@@ -133,6 +135,7 @@ class Fit(Generic[Model]):
                 "cannot share; raise it, or start fewer processes"
             )
         self._step = Step(model, self.optimizer, training, processes, accumulation or Accumulation())
+        self.average = Average(model, training.average) if training.average is not None else None
         self.best_weights: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +145,7 @@ class Fit(Generic[Model]):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_weights,
+            **({"average": self.average.weights} if self.average is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,6 +154,8 @@ class Fit(Generic[Model]):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_weights = state["best"]
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def run(
         self,
@@ -185,14 +191,17 @@ class Fit(Generic[Model]):
             values["train/lr"] = self.learning_rate(self.state.epoch, self.steps_per_epoch - 1)
             self.state.epoch, self.state.step, self.state.losses = self.state.epoch + 1, 0, {}
             if self.validation is not None:
-                measured = self.validation.measure()
+                with nullcontext() if self.average is None else self.average.within(self.model):
+                    measured = self.validation.measure()
+                    self.state.curve.append(measured)
+                    if keep_best and self.state.best_epoch == self.state.epoch:
+                        self.best_weights = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
                 values[f"val/{self.validation.metric}"] = measured
-                self.state.curve.append(measured)
-                if keep_best and self.state.best_epoch == self.state.epoch:
-                    self.best_weights = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
             on_epoch({"epoch": self.state.epoch, **values})
         if keep_best and self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
+        elif self.average is not None:
+            self.model.load_state_dict(self.average.weights)
 
     def _out_of_patience(self) -> bool:
         curve = self.state.curve
@@ -215,7 +224,10 @@ class Fit(Generic[Model]):
                 group["lr"] = self.learning_rate(epoch, step) * group.get("lr_scale", 1.0)
             # dropout differs between processes, as it does between the rows of a batch
             seed = self._seed(epoch, step, *([rank] if rank else []))
-            losses = self._step.take(batch, total=total, number=epoch * self.steps_per_epoch + step, seed=seed)
+            number = epoch * self.steps_per_epoch + step
+            losses = self._step.take(batch, total=total, number=number, seed=seed)
+            if self.average is not None:
+                self.average.update(self.model, number)
             for part, value in losses.items():
                 pending.setdefault(part, []).append(value)
             stop.agree(self.processes)

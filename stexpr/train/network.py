@@ -15,7 +15,8 @@ from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
 from stexpr.inference import pick_device
 from stexpr.models.augment import augment
-from stexpr.models.objectives import make_objective
+from stexpr.models.low_rank import principal_components
+from stexpr.models.objectives import Objective, StandardizedRegression, make_objective
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
@@ -193,9 +194,17 @@ def build_network(
         auxiliary_objective=auxiliary,
         seed=config.seed,
         download=config.runtime.download,
+        components=_components(network, main, dataset, rows),
     )
     placed: SpotRegressor = model.to(device=pick_device(config.runtime.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
+
+
+def _components(network: NetworkConfig, main: Objective, dataset: SpotDataset, rows: Tensor) -> Tensor | None:
+    if network.rank is None:
+        return None
+    assert isinstance(main, StandardizedRegression)
+    return principal_components(main.target(dataset.counts_main[rows], dataset.library[rows]), network.rank)
 
 
 def without_auxiliary(config: StudyConfig) -> bool:

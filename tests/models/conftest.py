@@ -36,6 +36,7 @@ def make_model(training_counts: dict[str, Any]) -> Callable[..., Any]:
         standardize: bool = True,
         window_px: int = WINDOW_PX,
         seed: int = 0,
+        components: Any = None,
         **config: Any,
     ) -> Any:
         head = AuxiliaryConfig(weight=weight, standardize=standardize)
@@ -51,6 +52,7 @@ def make_model(training_counts: dict[str, Any]) -> Callable[..., Any]:
             main_objective=objectives["main"],
             auxiliary_objective=objectives["auxiliary"] if auxiliary else None,
             seed=seed,
+            components=components,
         )
         return model.to(memory_format=torch.channels_last)
 

@@ -209,7 +209,7 @@ def test_weights_of_another_network_are_refused_in_one_line(saved):
         ("\xff\xfe", "is not JSON|was not written by stexpr"),
         ("[]", "was not written by stexpr"),
         ('{"architecture": "resnet18", "num_classes": 0}', "was not written by stexpr"),  # timm's own
-        ('{"format": 3, "sha256": {}}', "has format 3, this stexpr reads up to 2"),
+        ('{"format": 4, "sha256": {}}', "has format 4, this stexpr reads up to 3"),
         ('{"format": 1, "sha256": {}}', "transform has the keys kind"),
     ],
 )
@@ -376,6 +376,30 @@ def test_a_file_where_the_folder_should_be_is_said(tmp_path, make_model):
     (tmp_path / "model").write_text("")
     with pytest.raises(DataError, match="cannot write into"):
         save(tmp_path / "model", make_model())
+
+
+@pytest.fixture
+def low_rank(tmp_path, make_model):
+    model = make_model(rank=2, components=torch.tensor([[1.0, 0.5, 0.0, 0.2, -0.3], [0.0, 1.0, -2.0, 0.1, 0.0]]))
+    save(tmp_path / "low_rank", model.eval())
+    return model, tmp_path / "low_rank"
+
+
+def test_a_low_rank_head_returns_and_only_it_needs_the_newer_format(low_rank, saved, make_batch):
+    model, folder = low_rank
+    loaded, patches = load_model(folder), make_batch(4).patches
+    assert loaded.model.predict(patches).equal(model.predict(patches))
+    features = loaded.model.features(patches)
+    assert loaded.expression_of(features).allclose(model.predict(patches), atol=1e-6)
+    assert [json.loads((one / CONFIG).read_text())["format"] for one in (folder, saved)] == [3, 2]
+    assert "rank" not in json.loads((saved / CONFIG).read_text())
+
+
+@pytest.mark.parametrize(("rank", "reason"), [(3, "size mismatch"), (6, "rank = 6 is more than the 5 main genes"), (0, "rank")])
+def test_a_rank_that_does_not_fit_is_refused(low_rank, rank, reason):
+    rewrite(low_rank[1], lambda config: config.update(rank=rank))
+    with pytest.raises(ModelError, match=reason):
+        load_model(low_rank[1])
 
 
 def test_a_folder_of_format_1_is_still_read(saved, make_batch):

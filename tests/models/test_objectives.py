@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ from stexpr.models.objectives import (
 from stexpr.panel import ExpressionTransform
 
 TRANSFORMS = [ExpressionTransform(), ExpressionTransform("log1p"), ExpressionTransform("stnet", n_genes=900)]
-KINDS: list[LossKind] = ["mse", "mse_pearson", "negative_binomial"]
+KINDS: list[LossKind] = ["mse", "mse_pearson", "huber", "negative_binomial"]
 
 
 def draw(n: int = 40, k: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +124,21 @@ def test_mse_pearson_adds_half_of_one_minus_r() -> None:
     assert difference.item() == pytest.approx(0.5 * (1 - r.item()), abs=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), spread=st.floats(0.01, 20))
+def test_huber_is_scipys_and_its_slope_never_exceeds_one(seed: int, spread: float) -> None:
+    counts, library = map(torch.from_numpy, draw(n=12, seed=4))
+    objective = fitted("huber")
+    assert isinstance(objective, StandardizedRegression)
+    output = (spread * torch.randn(12, 6, generator=torch.Generator().manual_seed(seed))).requires_grad_()
+    loss = objective.loss(output, counts, library)
+    residual = (output.detach() - objective.target(counts, library)).double().numpy()
+    assert loss.item() == pytest.approx(scipy.special.huber(1.0, residual).mean(), rel=1e-5)
+    loss.backward()
+    assert output.grad is not None
+    np.testing.assert_allclose(output.grad.numpy() * output.numel(), np.clip(residual, -1, 1), atol=1e-5)
+
+
 def test_mse_pearson_refuses_a_batch_of_one() -> None:
     counts, library = map(torch.from_numpy, draw(n=1))
     with pytest.raises(ModelError, match=r"mse_pearson.*at least two"):
@@ -130,10 +146,10 @@ def test_mse_pearson_refuses_a_batch_of_one() -> None:
 
 
 def test_who_couples_the_examples_of_a_batch() -> None:
-    assert [fitted(kind).couples_examples for kind in KINDS] == [False, True, False]
+    assert [fitted(kind).couples_examples for kind in KINDS] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["mse", "negative_binomial"])
+@pytest.mark.parametrize("kind", ["mse", "huber", "negative_binomial"])
 def test_uncoupled_losses_are_means_over_examples(kind: LossKind) -> None:
     counts, library = map(torch.from_numpy, draw(n=8, seed=5))
     objective, output = fitted(kind), torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
@@ -217,7 +233,7 @@ def test_negative_binomial_is_finite_at_the_extremes(extreme: float, log_inverse
     assert objective.expression(output).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["mse", "mse_pearson"])
+@pytest.mark.parametrize("kind", ["mse", "mse_pearson", "huber"])
 def test_regression_slopes_are_finite_at_large_outputs(kind: LossKind) -> None:
     counts, library = map(torch.from_numpy, draw(n=4))
     output = torch.full((4, 6), 1e15, requires_grad=True)

@@ -85,6 +85,7 @@ UNEVEN = (
     "input.stain_jitter=0.1",
     "input.brightness=0.1",
     "input.test_symmetries=true",
+    "training.average=0.9",
 )
 
 

@@ -60,9 +60,11 @@ def test_the_loss_falls_and_r_rises(study: Callable[..., StudyConfig], small_coh
     assert [values["epoch"] for values in said] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("at", [1, 3, 5, 7])
-def test_stopping_at_any_step_changes_nothing(study: Callable[..., StudyConfig], small_cohort: Path, at: int):
-    config = study("training.epochs=2")  # 4 steps an epoch
+@pytest.mark.parametrize(("at", "average"), [(1, None), (3, None), (5, None), (7, None), (2, 0.7), (4, 0.7), (7, 0.7)])
+def test_stopping_at_any_step_changes_nothing(
+    study: Callable[..., StudyConfig], small_cohort: Path, at: int, average: float | None
+):
+    config = study("training.epochs=2", f"training.average={'null' if average is None else average}")  # 4 steps an epoch
     whole = make_fit(config, small_cohort)
     expected = run(whole)
 

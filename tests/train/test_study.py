@@ -442,3 +442,15 @@ def test_a_baseline_that_another_process_makes_is_left_to_it(study: Study, tmp_p
     (network / "record.json").unlink()
     with exclusive(network), pytest.raises(BusyError, match="is being trained by"):
         run_study(study("folds=[0]", "training.epochs=1"), tmp_path)
+
+
+def test_genes_that_share_factors_are_exported_and_predicted_as_such(study: Study, tmp_path: Path):
+    from stexpr.models.export import load_model
+
+    run = run_study(study("folds=[0]", "model.rank=3", "model.loss=huber"), tmp_path / "runs")[0]
+    model = load_model(run / "model").model
+    assert read_record(run).model_label == "tiny + aux huber rank 3"
+    predicted = anndata.read_h5ad(run / "predictions.h5ad").X
+    centered = (predicted - model.main_objective.mean.numpy()) / model.main_objective.sd.numpy()
+    assert np.linalg.matrix_rank(centered, tol=1e-3 * np.linalg.norm(centered)) <= 3
+    assert weights(run)["main_head.components"].shape == (3, 12)

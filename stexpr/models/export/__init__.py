@@ -29,6 +29,7 @@ from stexpr.models.export.files import (
     MEMBERS,
     REFERENCE,
     WEIGHTS,
+    WITHOUT_HEADS,
     EnsembleConfigFile,
     ModelConfigFile,
     checked,
@@ -44,6 +45,7 @@ from stexpr.models.export.intervals import PredictionIntervals
 from stexpr.models.export.loaded import LoadedModel, LoadedNetwork, PatchOutput
 from stexpr.models.export.release import Release
 from stexpr.models.fusion import DescriptorRegression
+from stexpr.models.low_rank import LowRankHead, empty_components
 from stexpr.models.objectives import Objective, empty_objective
 from stexpr.models.spot import SpotRegressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -110,13 +112,16 @@ def save_model(
         "backbone": backbone.portable_name,
         "backbone_arguments": backbone.arguments,
         "auxiliary_weight": model.auxiliary_weight,
-        "fusion": model.fusion.settings() if model.fusion is not None else None,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
         "preprocessing": asdict(preprocessing),
         "panel": {key: panel.to_dict()[key] for key in ("rule", "scope", "min_detection", "included")},
         "provenance": dict(provenance),
     }
+    if isinstance(model.main_head, LowRankHead):
+        config["rank"] = model.main_head.out_features
+    if model.fusion is not None:
+        config["fusion"] = model.fusion.settings()
     network = LoadedNetwork(model, panel, dict(provenance), applicability)
     _write(folder, contents, config, LoadedModel((network,), transform, preprocessing, release or Release(), intervals))
 
@@ -160,7 +165,7 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
     config = {
-        "format": FORMAT,
+        "format": FORMAT if {"rank", "fusion"} & config.keys() else WITHOUT_HEADS,
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,
@@ -252,6 +257,7 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
             _objective(config, "main", len(panel.main)),
             _objective(config, "auxiliary", len(panel.auxiliary)) if panel.auxiliary else None,
             auxiliary_weight=config.auxiliary_weight,
+            components=empty_components(config.rank, len(panel.main)),
         )
         if config.fusion is not None:
             window_px, settings = config.preprocessing.window_px, config.fusion.model_dump()

@@ -18,8 +18,10 @@ from stexpr.models.export.release import Release
 from stexpr.models.objectives import LossKind
 from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, Preprocessing
 
-FORMAT: Final = 2
-"""Format 1 knew neither `release` nor ensembles; its folders are read as before."""
+FORMAT: Final = 3
+"""Format 1 knew neither `release` nor ensembles, format 2 neither `rank` nor `fusion`; folders of both are read as before."""
+WITHOUT_HEADS: Final = 2
+"""What a model is written as that earlier versions can read."""
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 GENES: Final = "genes.csv"
@@ -74,14 +76,16 @@ class ModelConfigFile(Strict):
     Attributes:
         backbone: A name without a path or address in it, so that loading a model never reaches for anything else.
         backbone_arguments: What the architecture is built with beside its defaults: numbers and names of layers.
+        rank: Factors that the main genes share; None where each has weights of its own.
         sha256: Checksums of the other files.
     """
 
-    format: Literal[1, 2]
+    format: Literal[1, 2, 3]
     backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
     backbone_arguments: dict[str, Any] = {}
     auxiliary_weight: float = Field(ge=0)
     fusion: FusionSettings | None = None
+    rank: int | None = Field(None, ge=1)
     objectives: dict[Literal["main", "auxiliary"], ObjectiveSettings]
     transform: ExpressionTransform
     preprocessing: Preprocessing
