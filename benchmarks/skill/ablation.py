@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/skill/ablation.py RUNS --sweep ablation_mob
 
-Of each candidate the validation r of its inner trainings at the epoch they choose together, mean over the inner trainings of a fold
-and over folds, against the first candidate of the sweep. Writes benchmarks/results/<sweep>.json.
+Of each candidate the validation r of its inner trainings at the epoch they choose together, mean over the inner trainings of a
+fold and over folds, against the first candidate of the sweep. Writes benchmarks/results/<sweep>.json.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/skill/margins.py RUNS --name mob
 
-Intervals resample blocks of neighboring spots of these sections: they say nothing of other patients, and they are too narrow for
-genes that are smooth over the tissue. Writes benchmarks/results/skill-<name>.json.
+Intervals resample blocks of neighboring spots of these sections: they say nothing of other patients, and they are too narrow
+for genes that are smooth over the tissue. Writes benchmarks/results/skill-<name>.json.
 """
 
 import argparse
