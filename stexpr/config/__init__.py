@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -78,13 +78,44 @@ class AdoptConfig(Strict):
 class InputConfig(Strict):
     """What a network sees of a spot."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("fields_px",)
     window_px: int | None = Field(None, ge=16, description="center crop of the prepared patch; null takes it whole")
+    fields_px: tuple[Annotated[int, Field(ge=16)], ...] | None = Field(
+        None,
+        description="sides of several centered fields of view, which one backbone sees one after the other, each resized to "
+        "its input; the largest is the window. null: the window alone",
+    )
     symmetries: bool = Field(True, description="the eight flips and rotations as augmentation")
     test_symmetries: bool = Field(True, description="predictions averaged over the eight symmetries")
     brightness: Unit = 0.0
     contrast: Unit = 0.0
     saturation: Unit = 0.0
     stain_jitter: Unit = Field(0.0, description="SD of the log scale of hematoxylin and eosin densities")
+
+    @field_validator("fields_px")
+    @classmethod
+    def _several_fields(cls, fields_px: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if fields_px is None:
+            return None
+        if len(fields_px) < 2:
+            raise ValueError("these are the sides of several fields of view; a single one is input.window_px")
+        if len(set(fields_px)) < len(fields_px):
+            raise ValueError("a side is named twice, and the backbone would see the same field of view again; name each once")
+        return tuple(sorted(fields_px))
+
+    @model_validator(mode="after")
+    def _window_is_the_largest(self) -> "InputConfig":
+        if self.fields_px is not None and self.window_px not in (None, self.fields_px[-1]):
+            raise ValueError(
+                f"input.window_px = {self.window_px}, but the window is the largest of input.fields_px, {self.fields_px[-1]} "
+                "px: leave window_px out"
+            )
+        return self
+
+    @property
+    def asked_px(self) -> int | None:
+        """Side of the window asked for, None for the whole prepared patch."""
+        return self.window_px if self.fields_px is None else self.fields_px[-1]
 
 
 class TrainingConfig(Strict):
@@ -134,10 +165,20 @@ class StudyConfig(Strict):
     folds: tuple[int, ...] | None = Field(None, description="which folds to run; null runs all")
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @model_validator(mode="after")
+    def _fields_of_a_network(self) -> "StudyConfig":
+        if self.input.fields_px is not None and self.model.kind != "network":
+            raise ValueError(
+                f"input.fields_px is for a trained network; a model of kind {self.model.kind} sees one field of view: set "
+                "input.fields_px=null, and input.window_px if it is not the whole prepared patch"
+            )
+        return self
+
     @property
     def label(self) -> str:
         """Name the study among the lines of a board."""
-        return self.model.label
+        fields_px = self.input.fields_px
+        return self.model.label if fields_px is None else f"{self.model.label}, {len(fields_px)} fields"
 
     def baseline(self, model: BaselineConfig) -> "StudyConfig":
         """Return the study of a baseline under the same protocol; studies that differ only in their network share it."""
@@ -155,8 +196,8 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
-        decisive["model"] = described(self.model)
+        decisive = self.model_dump(mode="json", include={"training", "seed"})
+        decisive |= {"input": self.input.described(), "model": described(self.model)}
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,6 +16,13 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown keys and values that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Keys that came later: at their defaults they decide nothing, and earlier runs keep their hashes."""
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides a result, in plain JSON values; keys that came later only where they are set."""
+        defaults = type(self).model_fields
+        return self.model_dump(mode="json", exclude={key for key in self.LATER if getattr(self, key) == defaults[key].default})
 
 
 def content_hash(value: Any) -> str:

@@ -209,7 +209,7 @@ def test_weights_of_another_network_are_refused_in_one_line(saved):
         ("\xff\xfe", "is not JSON|was not written by stexpr"),
         ("[]", "was not written by stexpr"),
         ('{"architecture": "resnet18", "num_classes": 0}', "was not written by stexpr"),  # timm's own
-        ('{"format": 3, "sha256": {}}', "has format 3, this stexpr reads up to 2"),
+        ('{"format": 4, "sha256": {}}', "has format 4, this stexpr reads up to 3"),
         ('{"format": 1, "sha256": {}}', "transform has the keys kind"),
     ],
 )
@@ -384,6 +384,7 @@ def test_a_folder_of_format_1_is_still_read(saved, make_batch):
 
     def age(config: dict[str, Any]) -> None:
         config["format"] = 1
+        del config["preprocessing"]["fields_px"]
         for key in ("release", "intervals", "backbone_arguments"):
             del config[key]
 

@@ -244,6 +244,7 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
             create_backbone(
                 config.backbone,
                 window_px=config.preprocessing.window_px,
+                fields_px=config.preprocessing.fields_px,
                 input_px=config.preprocessing.input_px,
                 arguments=config.backbone_arguments,
             ),
@@ -273,7 +274,7 @@ def _objective(config: ModelConfigFile, role: Literal["main", "auxiliary"], n_ou
 
 def _check_alike(members: tuple[LoadedModel, ...]) -> None:
     """Refuse an ensemble whose members do not see the same patch or do not predict in the same unit."""
-    seen = {(m.preprocessing.mpp, m.preprocessing.window_px, m.preprocessing.stain) for m in members}
+    seen = {(m.preprocessing.mpp, m.preprocessing.fields_px, m.preprocessing.stain) for m in members}
     units = {member.transform for member in members}
     if len(seen) > 1 or len(units) > 1:
         differing = "fields of view, pixel sizes or stains" if len(seen) > 1 else "units of expression"

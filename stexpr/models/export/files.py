@@ -18,8 +18,8 @@ from stexpr.models.export.release import Release
 from stexpr.models.objectives import LossKind
 from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, Preprocessing
 
-FORMAT: Final = 2
-"""Format 1 knew neither `release` nor ensembles; its folders are read as before."""
+FORMAT: Final = 3
+"""Format 1 knew neither `release` nor ensembles, format 2 one field of view; their folders are read as before."""
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 GENES: Final = "genes.csv"
@@ -67,7 +67,7 @@ class ModelConfigFile(Strict):
         sha256: Checksums of the other files.
     """
 
-    format: Literal[1, 2]
+    format: Literal[1, 2, 3]
     backbone: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
     backbone_arguments: dict[str, Any] = {}
     auxiliary_weight: float = Field(ge=0)
@@ -85,7 +85,8 @@ class ModelConfigFile(Strict):
     def _nothing_by_default(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuse a unit of expression or an input that is not spelled out."""
         for key, kind in (("transform", ExpressionTransform), ("preprocessing", Preprocessing)):
-            names = [field.name for field in fields(kind)]
+            later = ("fields_px",) if values.get("format") in (1, 2) else ()
+            names = [field.name for field in fields(kind) if field.name not in later]
             own = values.get(key)
             if not isinstance(own, dict) or set(own) != set(names):
                 raise ValueError(f"{key} has the keys {', '.join(names)} and no others")
@@ -113,7 +114,7 @@ class EnsembleConfigFile(Strict):
         sha256: Checksums of each member's `config.json`, which vouches for that member's files, and of the files beside this.
     """
 
-    format: Literal[2]
+    format: Literal[2, 3]
     kind: Literal["ensemble"]
     members: int = Field(ge=2, le=MAX_MEMBERS)
     release: Release = Release()
