@@ -30,7 +30,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenetv3_small_050", "inception_v3"])
+@pytest.mark.parametrize("name", ["tiny", "mobilenetv3_small_050", "test_vit"])
 def test_it_comes_back_with_its_fields(tmp_path, make_model, make_batch, name):
     model = make_model(backbone=name, **FIELDS)
     save(tmp_path / "model", model, **everything_beside(model))

@@ -71,7 +71,7 @@ def test_one_field_is_resized_as_ever_to_the_bit(window_px: int, input_px: int) 
     assert torch.equal(cut_fields(patches, (window_px,), input_px), expected)
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenetv3_small_050", "vit_b32", "inception_v3"])
+@pytest.mark.parametrize("name", ["tiny", "mobilenetv3_small_050", "test_vit", "inception_v3"])
 def test_features_of_several_fields_are_those_of_each_one_after_the_other(name: str) -> None:
     several = create_backbone(name, window_px=96, fields_px=(32, 96), seed=1).eval()
     one = create_backbone(name, window_px=32, seed=1).eval()  # the same weights: the smallest field decides the size
