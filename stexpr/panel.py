@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -233,11 +234,16 @@ class Preprocessing:
 
     Attributes:
         mpp: Microns per pixel of the patches.
-        window_px: Side of the field of view, in pixels at `mpp`.
-        input_px: Side after resizing to what the backbone takes; equal to `window_px` unless that is below its minimum.
+        window_px: Side of the field of view, in pixels at `mpp`; of several, of the largest, which is the patch.
+        input_px: Side after resizing to what the backbone takes; equal to that of the smallest field of view unless that is
+            below its minimum.
         stain: Stain normalization of the patches: `none`, `reinhard` or `macenko`.
         mean: Per-channel mean subtracted after scaling to [0, 1].
         sd: Per-channel standard deviation divided by.
+        fields_px: Sides of the centered fields of view the backbone sees, ascending; where none is given, the window alone.
+
+    Raises:
+        ConfigError: The fields of view are not as `checked_fields` wants them.
     """
 
     mpp: float
@@ -246,3 +252,35 @@ class Preprocessing:
     stain: str
     mean: tuple[float, float, float]
     sd: tuple[float, float, float]
+    fields_px: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields_px", checked_fields(self.fields_px, self.window_px))
+
+    @property
+    def spot_px(self) -> int:
+        """Side of the smallest field of view: what a prediction is of, where the others are its surroundings."""
+        return self.fields_px[0]
+
+    @property
+    def in_words(self) -> str:
+        """What the backbone sees, such as `64 px at 0.5 um/px`."""
+        scale = f"px at {self.mpp:g} um/px"
+        if len(self.fields_px) == 1:
+            return f"{self.window_px} {scale}"
+        sides = f"{', '.join(map(str, self.fields_px[:-1]))} and {self.window_px}"
+        return f"{self.window_px} {scale}, of which the network sees the middle {sides} px, each resized to {self.input_px} px"
+
+
+def checked_fields(fields_px: Sequence[int], window_px: int) -> tuple[int, ...]:
+    """Return the sides of the fields of view in a window; where none is given, it is one.
+
+    Raises:
+        ConfigError: They do not ascend from at least 1 px to the window's side.
+    """
+    fields = tuple(fields_px) or (window_px,)
+    if fields[0] < 1 or fields[-1] != window_px or any(a >= b for a, b in pairwise(fields)):
+        raise ConfigError(
+            f"the fields of view {', '.join(map(str, fields))} px do not ascend to the side of the window, {window_px} px"
+        )
+    return fields

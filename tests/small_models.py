@@ -25,7 +25,15 @@ PROVENANCE = {
 }
 
 
-def small_model(genes: tuple[str, ...] = GENES, *, seed: int = 0, mpp: float = 1.0, stain: str = "none", folder: Path) -> Any:
+def small_model(
+    genes: tuple[str, ...] = GENES,
+    *,
+    seed: int = 0,
+    mpp: float = 1.0,
+    stain: str = "none",
+    fields_px: tuple[int, ...] = (WINDOW_PX,),
+    folder: Path,
+) -> Any:
     """Save a model and load it again."""
     from stexpr.config import AuxiliaryConfig, NetworkConfig
     from stexpr.models.export import load_model, save_model
@@ -37,14 +45,15 @@ def small_model(genes: tuple[str, ...] = GENES, *, seed: int = 0, mpp: float = 1
     library = np.full(40, 100.0, dtype=np.float32)
     objective = make_objective("mse", counts=counts, library=library, transform=ExpressionTransform())
     network = NetworkConfig(backbone="tiny", auxiliary=AuxiliaryConfig(weight=0))
-    model = build_spot_regressor(network, window_px=WINDOW_PX, main_objective=objective, auxiliary_objective=None, seed=seed)
+    fields = {"window_px": fields_px[-1], "fields_px": fields_px}
+    model = build_spot_regressor(network, **fields, main_objective=objective, auxiliary_objective=None, seed=seed)
     backbone = model.backbone
     save_model(
         folder,
         model,
         panel=GenePanel(main=genes, auxiliary=(), rule="top_mean", scope="training", min_detection=0.1),
         transform=ExpressionTransform(),
-        preprocessing=Preprocessing(mpp, WINDOW_PX, backbone.input_px, stain, backbone.mean, backbone.sd),
+        preprocessing=Preprocessing(mpp, fields_px[-1], backbone.input_px, stain, backbone.mean, backbone.sd, fields_px),
         provenance=PROVENANCE,
     )
     return load_model(folder)

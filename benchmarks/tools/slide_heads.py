@@ -47,7 +47,7 @@ def write_untrained(model: Path, folder: Path) -> Path:
     """Write the same architecture with the weights it would begin with."""
     loaded = load_model(model)
     backbone = loaded.model.backbone
-    fresh = create_backbone(backbone.portable_name, window_px=backbone.window_px, seed=SEED)
+    fresh = create_backbone(backbone.portable_name, window_px=backbone.window_px, fields_px=backbone.fields_px, seed=SEED)
     backbone.load_state_dict(fresh.state_dict())
     save_model(
         folder,

@@ -16,7 +16,9 @@ def predict(
         Path, typer.Option("--output", "-o", help="The .h5ad; a .geojson for QuPath and a .png overview go beside it.")
     ] = Path("prediction.h5ad"),
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel, where the slide does not say.")] = None,
-    stride: Annotated[float | None, typer.Option(help="Microns between patches; their side if not given.")] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="Microns between patches; their side, or their smallest field's, if not given.")
+    ] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a patch.")] = 0.5,
     coverage: Annotated[
         float | None, typer.Option(help="Keep the prediction intervals of this coverage, such as 0.9; all if not given.")

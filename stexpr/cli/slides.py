@@ -32,7 +32,9 @@ def embed(
     patches: Annotated[bool, typer.Option("--patches", help="Also keep the pixels of the patches.")] = False,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of slides that do not say.")] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a patch.")] = 0.5,
-    stride_um: Annotated[float | None, typer.Option(help="Microns between patches; their side if not given.")] = None,
+    stride_um: Annotated[
+        float | None, typer.Option(help="Microns between patches; their side, or their smallest field's, if not given.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A safetensors file with the weights of a published encoder.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch weights that are not in the cache.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try the slides in quarantine again.")] = False,

@@ -144,7 +144,7 @@ def show_plan(plan: Any, missing: Collection[str], seconds: Mapping[str, float],
     for run in plan.runs:
         spent = _duration(seconds[run.key]) if run.key in seconds else None
         state = "missing" if run.key in missing else "there"
-        rows.append((run.key, run.study.model.label, run.fold.index, run.study.seed, state, spent))
+        rows.append((run.key, run.study.label, run.fold.index, run.study.seed, state, spent))
     shown = rows if len(rows) <= MOST_PLANNED else [*rows[: MOST_PLANNED // 2], ("…",) * 6, *rows[-MOST_PLANNED // 2 :]]
     show_table(("run", "model", "fold", "seed", "", "at most"), shown)
     for note in plan.notes:

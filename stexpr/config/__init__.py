@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,9 +80,14 @@ class AdoptConfig(Strict):
 class InputConfig(Strict):
     """What a network sees of a spot."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("colors",)
+    LATER: ClassVar[tuple[str, ...]] = ("colors", "fields_px")
 
     window_px: int | None = Field(None, ge=16, description="center crop of the prepared patch; null takes it whole")
+    fields_px: tuple[Annotated[int, Field(ge=16)], ...] | None = Field(
+        None,
+        description="sides of several centered fields of view, which one backbone sees one after the other, each resized to "
+        "its input; the largest is the window. null: the window alone",
+    )
     colors: Colors = Field(
         "as_prepared", description="`standardized` brings each channel of a section's tissue to one mean and spread"
     )
@@ -92,6 +97,31 @@ class InputConfig(Strict):
     contrast: Unit = 0.0
     saturation: Unit = 0.0
     stain_jitter: Unit = Field(0.0, description="SD of the log scale of hematoxylin and eosin densities")
+
+    @field_validator("fields_px")
+    @classmethod
+    def _several_fields(cls, fields_px: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if fields_px is None:
+            return None
+        if len(fields_px) < 2:
+            raise ValueError("these are the sides of several fields of view; a single one is input.window_px")
+        if len(set(fields_px)) < len(fields_px):
+            raise ValueError("a side is named twice, and the backbone would see the same field of view again; name each once")
+        return tuple(sorted(fields_px))
+
+    @model_validator(mode="after")
+    def _window_is_the_largest(self) -> "InputConfig":
+        if self.fields_px is not None and self.window_px not in (None, self.fields_px[-1]):
+            raise ValueError(
+                f"input.window_px = {self.window_px}, but the window is the largest of input.fields_px, {self.fields_px[-1]} "
+                "px: leave window_px out"
+            )
+        return self
+
+    @property
+    def asked_px(self) -> int | None:
+        """Side of the window asked for, None for the whole prepared patch."""
+        return self.window_px if self.fields_px is None else self.fields_px[-1]
 
 
 class TrainingConfig(Strict):
@@ -149,10 +179,20 @@ class StudyConfig(Strict):
     folds: tuple[int, ...] | None = Field(None, description="which folds to run; null runs all")
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @model_validator(mode="after")
+    def _fields_of_a_network(self) -> "StudyConfig":
+        if self.input.fields_px is not None and self.model.kind != "network":
+            raise ValueError(
+                f"input.fields_px is for a trained network; a model of kind {self.model.kind} sees one field of view: set "
+                "input.fields_px=null, and input.window_px if it is not the whole prepared patch"
+            )
+        return self
+
     @property
     def label(self) -> str:
         """Name the study among the lines of a board."""
-        return self.model.label
+        fields_px = self.input.fields_px
+        return self.model.label if fields_px is None else f"{self.model.label}, {len(fields_px)} fields"
 
     def baseline(self, model: BaselineConfig) -> "StudyConfig":
         """Return the study of a baseline under the same protocol; studies that differ only in their network share it."""

@@ -43,7 +43,8 @@ class EmbedSettings:
 
     Attributes:
         mpp: Microns per level-0 pixel of slides whose file does not say; what a file says is believed.
-        stride_um: From the center of a patch to the next; None takes the side of a patch.
+        stride_um: From the center of a patch to the next; None takes the side of a patch, or of the smallest of several
+            fields of view.
         min_tissue: Least share of tissue in a patch.
         expression: Also keep the expression the model predicts.
         patches: Also keep the pixels of the patches, as the encoder saw them.

@@ -120,7 +120,7 @@ class ModelInput:
     def from_json(cls, values: Mapping[str, Any]) -> "ModelInput":
         """Return what became these values."""
         seen = dict(values["preprocessing"])
-        preprocessing = Preprocessing(**{**seen, "mean": tuple(seen["mean"]), "sd": tuple(seen["sd"])})
+        preprocessing = Preprocessing(**{**seen, **{key: tuple(seen[key]) for key in ("mean", "sd", "fields_px")}})
         release, device = Release.model_validate(values["release"]), torch.device(values["device"])
         return cls(preprocessing, release, values["hash"], tuple(values["genes"]), device, values["provenance"])
 

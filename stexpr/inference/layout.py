@@ -98,7 +98,12 @@ class SlideLayout:
                 **{key: model.provenance.get(key) for key in ("label", "cohort", "cohort_hash", *TISSUE_KEYS)},
             },
             "stain": own.stain,
-            "patch": {"px": own.window_px, "mpp": own.mpp, "side_um": grid.side * self.mpp},
+            "patch": {
+                "px": own.window_px,
+                "fields_px": list(own.fields_px),
+                "mpp": own.mpp,
+                "side_um": grid.side * self.mpp,
+            },
             "stride_um": grid.stride * self.mpp,
             "grid": {"rows": grid.shape[0], "columns": grid.shape[1], "patches": len(grid), "left_out": grid.left_out},
             "versions": versions((*PACKAGES, "anndata", "openslide-python", "tifffile")),
@@ -122,7 +127,8 @@ def lay_out(
         slide: The image file; of a DICOM slide its folder will do.
         model: Says the field of view.
         mpp: Microns per level-0 pixel, where the file does not say or is wrong.
-        stride_um: From the center of a patch to the next; None takes the side of a patch.
+        stride_um: From the center of a patch to the next; None takes the side of a patch, where the model sees several
+            fields of view in it that of the smallest.
         min_tissue: Least share of tissue in a patch.
         about: What is known of the slide, of `domain.TISSUE_KEYS`; what differs from the model's training data is warned of.
         rois: Only patches whose center lies in these.
@@ -174,8 +180,9 @@ def _divided(
     min_tissue: float,
 ) -> tuple[TissueMask, SlideGrid]:
     """Find the tissue in a picture of the whole slide and lay the grid of the model's field of view over it."""
-    side = model.preprocessing.window_px * model.preprocessing.mpp / mpp
+    input_ = model.preprocessing
+    side, spot = (px * input_.mpp / mpp for px in (input_.window_px, input_.spot_px))
     small = find_tissue(ArrayImage(picture), mpp * max(image.width, image.height) / max(picture.shape[:2]))
     mask = TissueMask(small.mask, image.width, image.height)
-    stride = side if stride_um is None else stride_um / mpp
+    stride = spot if stride_um is None else stride_um / mpp
     return mask, tissue_grid(mask, side=side, stride=stride, min_tissue=min_tissue)

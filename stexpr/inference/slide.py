@@ -102,7 +102,8 @@ def predict_slide(
         model: An exported model, or its folder.
         output: The `.h5ad`; an earlier one is replaced.
         mpp: Microns per level-0 pixel, where the file does not say or is wrong.
-        stride_um: From the center of a patch to the next; None takes the side of a patch, so that each place is predicted once.
+        stride_um: From the center of a patch to the next; None takes the side of a patch, or of the smallest of several
+            fields of view, so that each place is predicted once.
         min_tissue: Least share of tissue in a patch.
         coverage: Keep the half-widths of this coverage only.
         features: Also keep the features, as `obsm["X_stexpr"]`.

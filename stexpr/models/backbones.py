@@ -1,6 +1,6 @@
 """Backbones: from an image to a vector of features, whatever the network is called and wherever its weights come from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float, UInt8
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stexpr.errors import ModelError
 from stexpr.models.encoders import ENCODERS, Encoder, Pooling, known_encoder, pool
+from stexpr.models.fields import cut_fields
 from stexpr.models.networks import BACKBONES as BACKBONES
 from stexpr.models.networks import Blueprint, build_network, read_blueprint
 from stexpr.models.tiny import TinyNetwork
 from stexpr.models.weights import CONFIG, SAFE, check_names, folder_file, hub_file, load_encoder_weights, one_line, timm_file
+from stexpr.panel import checked_fields
 
 
 class Backbone(nn.Module):
@@ -26,9 +27,9 @@ class Backbone(nn.Module):
         name: As asked for.
         timm_name: The architecture in timm, with which it can be built again; `tiny` for our own.
         arguments: What the architecture is built with beside its defaults, plain JSON values.
-        n_features: Length D of the feature vector.
-        window_px: Side of the patches given.
-        input_px: Side the network sees; another than `window_px` where the network cannot do with that, or is meant for it.
+        fields_px: Sides of the centered fields of view the network sees of a patch, ascending; the last is the whole patch.
+        input_px: Side the network sees; another than that of the smallest field of view where the network cannot do with
+            that, or is meant for it.
         pooling: What becomes of the network's output: nothing, or one vector of its tokens.
         frozen: Whether training leaves it as it is.
     """
@@ -54,14 +55,24 @@ class Backbone(nn.Module):
         self.name = name
         self.timm_name = timm_name
         self.arguments = dict(arguments or {})
-        self.n_features = n_features
-        self.window_px = window_px
+        self.fields_px: tuple[int, ...] = (window_px,)
+        self._features_of_a_field = n_features
         self.input_px = input_px
         self.pooling = pooling
         self.frozen = False
         # buffers, so that weights from a local folder take their own colors along
         self.register_buffer("mean_rgb", torch.tensor(colors["mean"], dtype=torch.float32))
         self.register_buffer("sd_rgb", torch.tensor(colors["std"], dtype=torch.float32))
+
+    @property
+    def n_features(self) -> int:
+        """Length D of the feature vector, that of all fields of view together."""
+        return len(self.fields_px) * self._features_of_a_field
+
+    @property
+    def window_px(self) -> int:
+        """Side of the patches given, which is that of the largest field of view."""
+        return self.fields_px[-1]
 
     @property
     def portable_name(self) -> str:
@@ -78,14 +89,14 @@ class Backbone(nn.Module):
         """Per-channel standard deviation they are divided by."""
         return _triple(self.sd_rgb)
 
-    def preprocess(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 P P"]:
-        """Scale patches to [0, 1], resize them to `input_px` where needed, and normalize the colors.
+    def preprocess(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "N 3 P P"]:
+        """Cut the fields of view, scale them to [0, 1], resize them to `input_px` where needed, and normalize the colors.
 
         Args:
             patches: RGB patches of side `window_px`.
 
         Returns:
-            The input of `forward`, channels last in memory.
+            The input of `forward`, all patches of the first field of view before those of the next, channels last in memory.
 
         Raises:
             ModelError: The patches have another size than the backbone was built for.
@@ -94,17 +105,16 @@ class Backbone(nn.Module):
             raise ModelError(
                 f"backbone {self.name} was built for patches of {self.window_px} px, got {tuple(patches.shape[2:])}"
             )
-        # in place, which gives the same bits in a third of the time: fresh memory costs more than the arithmetic
-        images = patches.float().contiguous(memory_format=torch.channels_last).div_(255)
-        if self.input_px != self.window_px:
-            side = (self.input_px, self.input_px)
-            images = functional.interpolate(images, size=side, mode="bilinear", antialias=True, align_corners=False)
+        images = cut_fields(patches, self.fields_px, self.input_px)
         return images.sub_(self.mean_rgb[:, None, None]).div_(self.sd_rgb[:, None, None])
 
-    def forward(self, images: Float[Tensor, "B 3 P P"]) -> Float[Tensor, "B D"]:
-        """Return the features of preprocessed images."""
+    def forward(self, images: Float[Tensor, "N 3 P P"]) -> Float[Tensor, "B D"]:
+        """Return the features of preprocessed images, those of a patch's fields of view one after the other."""
         features: Tensor = self.network(images)
-        return features if self.pooling == "network" else pool(features, int(getattr(self.network, "num_prefix_tokens", 1)))
+        if self.pooling != "network":
+            features = pool(features, int(getattr(self.network, "num_prefix_tokens", 1)))
+        n = len(self.fields_px)
+        return features if n == 1 else torch.unflatten(features, 0, (n, -1)).transpose(0, 1).flatten(1)
 
     def freeze(self) -> None:
         """Keep weights and running statistics as they are, whatever is trained on top."""
@@ -122,6 +132,7 @@ def create_backbone(
     name: str,
     *,
     window_px: int,
+    fields_px: Sequence[int] = (),
     pretrained: bool = False,
     weights: Path | None = None,
     download: bool = False,
@@ -134,12 +145,15 @@ def create_backbone(
     The global random state is left as it was, and equal seeds give equal weights. Vision transformers are built at the
     window's size (rounded up to a multiple of their patch), to which timm resamples pretrained position embeddings. A
     network that cannot take the window gets it enlarged to the smallest size it can take; `input_px` tells. The published
-    encoders of `ENCODERS` always get their own input size.
+    encoders of `ENCODERS` always get their own input size. Of several fields of view the smallest decides, and the others are
+    brought to the same size.
 
     Args:
         name: One of `BACKBONES` or `ENCODERS`, any name timm knows, `hf-hub:OWNER/NAME`, or `local-dir:PATH`, a folder in
             timm's own format.
         window_px: Side of the patches.
+        fields_px: Sides of centered fields of view the network sees of a patch, ascending to `window_px`; none for the whole
+            patch alone.
         pretrained: Load the weights that belong to the name, from a folder or from the cache of huggingface_hub.
         weights: A safetensors file with the weights of the named architecture, instead.
         download: Fetch weights that are not in the cache.
@@ -153,27 +167,32 @@ def create_backbone(
     Raises:
         ModelError: The name is unknown (the nearest is named), there are no pretrained weights, they cannot be had or are of
             another network, the network takes none of the sizes tried, or an argument is not one of a network.
+        ConfigError: The fields of view do not ascend to the side of the patches.
 
     Example:
         >>> backbone = create_backbone("tiny", window_px=32)
         >>> backbone.n_features, backbone.input_px
         (192, 32)
     """
-    known = known_encoder(name)
+    fields = checked_fields(fields_px, window_px)
+    smallest, known = fields[0], known_encoder(name)
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would reseed every GPU as well
         torch.default_generator.manual_seed(seed)
         if name == "tiny" or known is not None:
-            own_px = window_px if known is None else ENCODERS[known].input_px
+            own_px = smallest if known is None else ENCODERS[known].input_px
             if arguments or input_px not in (None, own_px):
                 raise ModelError(f"the backbone {name!r} takes no arguments and no other input than its own, {own_px} px")
         if name == "tiny":
-            return _tiny(window_px, pretrained or weights is not None)
-        if known is not None:
+            backbone = _tiny(smallest, pretrained or weights is not None)
+        elif known is not None:
             path = weights or (_encoder_file(ENCODERS[known], download) if pretrained else None)
-            return encoder_backbone(ENCODERS[known], name=known, window_px=window_px, weights=path)
-        blueprint = read_blueprint(name, arguments, weights=pretrained, download=download)
-        return _from_timm(blueprint, window_px, input_px, _file_of(blueprint, weights, pretrained, download))
+            backbone = encoder_backbone(ENCODERS[known], name=known, window_px=smallest, weights=path)
+        else:
+            blueprint = read_blueprint(name, arguments, weights=pretrained, download=download)
+            backbone = _from_timm(blueprint, smallest, input_px, _file_of(blueprint, weights, pretrained, download))
+    backbone.fields_px = fields
+    return backbone
 
 
 def own_input_px(name: str, *, download: bool = False) -> int | None:

@@ -4,6 +4,7 @@ Reference:
     Rahaman et al. 2023 (BrST-Net) for the auxiliary head; He et al. 2020 (ST-Net) for the bias at the training mean.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -178,6 +179,7 @@ def build_spot_regressor(
     config: NetworkConfig,
     *,
     window_px: int,
+    fields_px: Sequence[int] = (),
     main_objective: Objective,
     auxiliary_objective: Objective | None,
     seed: int,
@@ -189,6 +191,7 @@ def build_spot_regressor(
     Args:
         config: Backbone, its weights and whether they are trained, auxiliary weight and initialization.
         window_px: Side of the patches.
+        fields_px: Sides of the fields of view the backbone sees of them; none for the whole patch alone.
         main_objective: Fitted on the training spots.
         auxiliary_objective: Likewise; None builds no auxiliary head.
         seed: Source of all weights that are not loaded.
@@ -203,6 +206,7 @@ def build_spot_regressor(
     backbone = create_backbone(
         config.backbone,
         window_px=window_px,
+        fields_px=fields_px,
         pretrained=config.pretrained,
         weights=config.weights,
         download=download,

@@ -6,7 +6,7 @@ LazySlide takes any object with the methods of its protocols, so nothing of it i
     import lazyslide as zs, stexpr
     encoder = stexpr.tl.lazyslide.Encoder("model")
     zs.pp.find_tissues(wsi)
-    zs.pp.tile_tissues(wsi, encoder.tile_px, mpp=encoder.mpp)
+    zs.pp.tile_tissues(wsi, encoder.tile_px, stride_px=encoder.stride_px, mpp=encoder.mpp)
     zs.tl.feature_extraction(wsi, encoder)
     zs.tl.feature_prediction(wsi, stexpr.tl.lazyslide.ExpressionHead(encoder.model))
     wsi["stexpr_expression_tiles"]  # AnnData, tiles x genes
@@ -57,6 +57,11 @@ class Encoder:
     def tile_px(self) -> int:
         """Side of the tiles it takes, for `zs.pp.tile_tissues`."""
         return self.model.preprocessing.window_px
+
+    @property
+    def stride_px(self) -> int:
+        """From a tile to the next: their side, or that of the smallest of several fields of view, for `zs.pp.tile_tissues`."""
+        return self.model.preprocessing.spot_px
 
     @property
     def mpp(self) -> float:

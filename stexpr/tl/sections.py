@@ -234,5 +234,6 @@ def _described(model: LoadedModel) -> dict[str, Any]:
         "protocol": {"expression": model.provenance.get("protocol", {}).get("expression", {})},
         "model_mpp": model.preprocessing.mpp,
         "window_px": model.preprocessing.window_px,
+        "fields_px": list(model.preprocessing.fields_px),
         "intervals": None if model.intervals is None else model.intervals.label,
     }

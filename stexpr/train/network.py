@@ -190,6 +190,7 @@ def build_network(
     model = build_spot_regressor(
         network,
         window_px=dataset.window_px,
+        fields_px=config.input.fields_px or (),
         main_objective=main,
         auxiliary_objective=auxiliary,
         seed=config.seed,

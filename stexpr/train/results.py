@@ -101,7 +101,8 @@ class Job:
             "protocol": config.protocol.decisive(),
             "n_genes": self.transform.n_genes,
             "model": described(config.model),
-            "label": config.model.label,
+            "input": config.input.described(),
+            "label": config.label,
             "encoder": {name: ENCODERS[name].terms for name in self.encoders},
             "seed": config.seed,
             "fold": self.fold.index,
@@ -181,7 +182,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
     return Record.model_validate(
         {
             "study": config.name,
-            "model_label": config.model.label,
+            "model_label": config.label,
             "kind": config.model.role,
             "model": described(config.model),
             "settings": {"input": config.input.described(), "training": config.training.described()},

@@ -18,7 +18,7 @@ from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.stain_reference import stain_reference
 from stexpr.data.store import PreparedCohort
-from stexpr.errors import ConfigError
+from stexpr.errors import ConfigError, DataError
 from stexpr.evaluate.records import RECORD, Record, write_record
 from stexpr.inference import predict_expression
 from stexpr.models.encoders import ENCODERS
@@ -44,15 +44,21 @@ def window_px(config: StudyConfig, cohort: PreparedCohort) -> int:
 
     Raises:
         ConfigError: The study asks for another window than its protocol.
+        DataError: The largest of several fields of view is larger than the prepared patch.
     """
-    fixed, asked = config.protocol.window_um, config.input.window_px
-    if fixed is None:
-        return asked or cohort.window_px
-    window = round(fixed / cohort.mpp)
+    fixed, asked, fields_px = config.protocol.window_um, config.input.asked_px, config.input.fields_px
+    window = (asked or cohort.window_px) if fixed is None else round(fixed / cohort.mpp)
     if asked not in (None, window):
+        said = f"input.window_px = {asked}" if fields_px is None else f"the largest of input.fields_px is {asked} px"
+        way = "input.window_px=null" if fields_px is None else f"{window} as its largest"
         raise ConfigError(
-            f"input.window_px = {asked}, but the protocol {config.protocol.name} fixes a window of {fixed:g} um, which is "
-            f"{window} px at the cohort's {cohort.mpp:g} um/px; set input.window_px=null or protocol.window_um=null"
+            f"{said}, but the protocol {config.protocol.name} fixes a window of {fixed:g} um, which is "
+            f"{window} px at the cohort's {cohort.mpp:g} um/px; set {way} or protocol.window_um=null"
+        )
+    if fields_px is not None and window > cohort.window_px:
+        raise DataError(
+            f"the largest of input.fields_px, {window} px, is larger than the patches of {cohort.path} "
+            f"({cohort.window_px} px); prepare the cohort with a larger window_px or leave it out"
         )
     return window
 
@@ -103,7 +109,7 @@ def run_fold(
 
         if processes.on_first(hold):
             if config.model.role == "network":  # every study of a protocol passes by its baselines
-                report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
+                report(f"{config.label}, fold {fold.index}: done before ({folder})")
             return folder
         job = _job(config, cohort, fold, split_hash, folder)
         began, trackers = time.monotonic(), list[Tracker]()
@@ -111,7 +117,7 @@ def run_fold(
         def conclude(predicted: Predicted) -> None:
             seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
             record = _write(job, predicted, trackers, seconds)
-            report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
+            report(f"{config.label}, fold {fold.index}: {_in_words(record)} ({folder})")
 
         processes.on_first(lambda: _describe(job))
         if isinstance(config.model, NetworkConfig):
@@ -164,8 +170,10 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     rows = training.training_rows
     mean = job.transform(data.counts_main[rows].numpy(), data.library[rows].numpy()).mean(axis=0)
     backbone = trained.model.backbone
-    resized = backbone.input_px != job.window_px
-    notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
+    notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if backbone.input_px != job.window_px else []
+    if len(backbone.fields_px) > 1:
+        sides = ", ".join(map(str, backbone.fields_px))
+        notes = [f"fields of view of {sides} px share the backbone, each resized to {backbone.input_px} px"]
     notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
     return _predict(job, trained, needed, mean, tuple(notes), processes)
 
@@ -210,7 +218,13 @@ def _predict(
     )
     backbone = trained.model.backbone
     preprocessing = Preprocessing(
-        job.cohort.mpp, job.window_px, backbone.input_px, job.cohort.stain, backbone.mean, backbone.sd
+        mpp=job.cohort.mpp,
+        window_px=job.window_px,
+        input_px=backbone.input_px,
+        stain=job.cohort.stain,
+        mean=backbone.mean,
+        sd=backbone.sd,
+        fields_px=backbone.fields_px,
     )
     export = partial(
         save_model,

@@ -35,6 +35,7 @@ def make_model(training_counts: dict[str, Any]) -> Callable[..., Any]:
         weight: float = 1.0,
         standardize: bool = True,
         window_px: int = WINDOW_PX,
+        fields_px: tuple[int, ...] = (),
         seed: int = 0,
         components: Any = None,
         **config: Any,
@@ -49,6 +50,7 @@ def make_model(training_counts: dict[str, Any]) -> Callable[..., Any]:
         model = build_spot_regressor(
             network,
             window_px=window_px,
+            fields_px=fields_px,
             main_objective=objectives["main"],
             auxiliary_objective=objectives["auxiliary"] if auxiliary else None,
             seed=seed,

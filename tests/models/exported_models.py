@@ -38,7 +38,9 @@ PROVENANCE = {
 
 def preprocessing_of(model: Any) -> Preprocessing:
     backbone = model.backbone
-    return Preprocessing(4.36, backbone.window_px, backbone.input_px, "none", backbone.mean, backbone.sd)
+    return Preprocessing(
+        4.36, backbone.window_px, backbone.input_px, "none", backbone.mean, backbone.sd, fields_px=backbone.fields_px
+    )
 
 
 def save(folder: Path, model: Any, **changes: Any) -> None:

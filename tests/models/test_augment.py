@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.color import rgb_from_hed
 
 from stexpr.config import InputConfig
-from stexpr.models.augment import HED, N_SYMMETRIES, apply_symmetries, augment, jitter_colors, scale_stains
+from stexpr.models.augment import HED, N_SYMMETRIES, _turned_at_once, apply_symmetries, augment, jitter_colors, scale_stains
 from stexpr.types import SpotBatch
 
 ASYMMETRIC = torch.arange(48, dtype=torch.uint8).reshape(1, 3, 4, 4)
@@ -50,6 +50,14 @@ def test_the_symmetries_are_the_eight_of_the_square() -> None:
     expected = {tuple(np.ravel(side).tolist()) for image in rotations for side in (image, image[:, :, ::-1])}
     assert len(expected) == N_SYMMETRIES
     assert found == expected
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_by_one_and_all_at_once_are_the_same(last: bool) -> None:
+    patches = torch.randint(0, 256, (16, 3, 9, 9), dtype=torch.uint8, generator=generator())
+    patches = patches.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    which = torch.arange(16) % N_SYMMETRIES
+    assert torch.equal(apply_symmetries(patches, which), _turned_at_once(patches, which))
 
 
 def test_zero_is_the_identity() -> None:

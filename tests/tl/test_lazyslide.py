@@ -29,7 +29,8 @@ def run(slide: Path, model: Any) -> Any:
 
     wsi = open_wsi(slide, store=None)
     encoder = Encoder(model)
-    zs.pp.tile_tissues(wsi, encoder.tile_px, mpp=encoder.mpp, tissue_key=None, background_filter=False)
+    scale = {"stride_px": encoder.stride_px, "mpp": encoder.mpp}
+    zs.pp.tile_tissues(wsi, encoder.tile_px, **scale, tissue_key=None, background_filter=False)
     zs.tl.feature_extraction(wsi, encoder, device="cpu", pbar=False)
     zs.tl.feature_prediction(wsi, ExpressionHead(model), device="cpu", pbar=False)
     return wsi
@@ -52,6 +53,16 @@ def test_a_slide(model: Any, tmp_path: Path) -> None:
     tifffile.imwrite(slide, pixels, tile=(64, 64), photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
     wsi = run(slide, model)
     assert len(wsi["tiles"]) == (256 // WINDOW_PX) ** 2
+    check(wsi, model)
+
+
+def test_tiles_of_several_fields_overlap_by_all_but_the_smallest(tmp_path: Path) -> None:
+    model = small_model(folder=tmp_path / "model", mpp=0.5, fields_px=(16, 64))
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    slide = tmp_path / "slide.tif"
+    tifffile.imwrite(slide, pixels, tile=(64, 64), photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    wsi = run(slide, model)
+    assert len(wsi["tiles"]) == ((256 - 64) // 16 + 1) ** 2
     check(wsi, model)
 
 

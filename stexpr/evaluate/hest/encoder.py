@@ -114,6 +114,7 @@ def open_encoder(
         opened = _named(encoder, label, pretrained, weights, download)
     backbone = opened.backbone.eval().to(pick_device(device)).to(memory_format=torch.channels_last)
     facts = {key: getattr(backbone, key) for key in ("timm_name", "n_features", "window_px", "input_px")}
+    facts |= {"fields_px": list(backbone.fields_px)} if len(backbone.fields_px) > 1 else {}
     colors = {"mean": list(backbone.mean), "sd": list(backbone.sd)}
     identity = {**opened.identity, **facts, **colors, "weights_sha256": weights_hash(backbone)}
     return FrozenEncoder(backbone, opened.field_um, identity, opened.notes)

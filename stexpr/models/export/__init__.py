@@ -29,7 +29,6 @@ from stexpr.models.export.files import (
     MEMBERS,
     REFERENCE,
     WEIGHTS,
-    WITHOUT_HEADS,
     EnsembleConfigFile,
     ModelConfigFile,
     checked,
@@ -165,7 +164,7 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
     config = {
-        "format": FORMAT if {"rank", "fusion"} & config.keys() else WITHOUT_HEADS,
+        "format": FORMAT,
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,
@@ -251,6 +250,7 @@ def _load_network(folder: Path, config: ModelConfigFile) -> LoadedModel:
             create_backbone(
                 config.backbone,
                 window_px=config.preprocessing.window_px,
+                fields_px=config.preprocessing.fields_px,
                 input_px=config.preprocessing.input_px,
                 arguments=config.backbone_arguments,
             ),
@@ -284,7 +284,7 @@ def _objective(config: ModelConfigFile, role: Literal["main", "auxiliary"], n_ou
 
 def _check_alike(members: tuple[LoadedModel, ...]) -> None:
     """Refuse an ensemble whose members do not see the same patch or do not predict in the same unit."""
-    seen = {(m.preprocessing.mpp, m.preprocessing.window_px, m.preprocessing.stain) for m in members}
+    seen = {(m.preprocessing.mpp, m.preprocessing.fields_px, m.preprocessing.stain) for m in members}
     units = {member.transform for member in members}
     if len(seen) > 1 or len(units) > 1:
         differing = "fields of view, pixel sizes or stains" if len(seen) > 1 else "units of expression"

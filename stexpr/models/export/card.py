@@ -41,7 +41,7 @@ def model_card(model: LoadedModel) -> str:
         "protocol": cell(name),
         **_scored(model.release.scores),
         "genes chosen by": f"{panels[0].rule}, on the {panels[0].scope} spots",
-        "input": f"{preprocessing.window_px} px at {preprocessing.mpp:g} um/px, stain normalization: {preprocessing.stain}",
+        "input": f"{preprocessing.in_words}; stain normalization: {preprocessing.stain}",
         "unit": f"{model.transform.kind}: {_UNITS[model.transform.kind]}",
         "intervals": "none" if model.intervals is None else _intervals(model),
         "foreign tissue": _abstention(model),

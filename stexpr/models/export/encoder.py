@@ -19,7 +19,8 @@ class Encoder(nn.Module):
 
     A `LoadedModel` also predicts, and never trains; this is a module like any other, with gradients, to be frozen, trained
     further or built into another network. Colors are scaled and normalized inside. Stain normalization is not: where
-    `preprocessing.stain` is not `none`, the patches are to be brought to that stain first.
+    `preprocessing.stain` is not `none`, the patches are to be brought to that stain first. Of a network that sees several
+    fields of view the features of all follow each other, the smallest field first.
 
     Args:
         backbone: Trained.

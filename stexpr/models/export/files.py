@@ -19,9 +19,8 @@ from stexpr.models.objectives import LossKind
 from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, Preprocessing
 
 FORMAT: Final = 3
-"""Format 1 knew neither `release` nor ensembles, format 2 neither `rank` nor `fusion`; folders of both are read as before."""
-WITHOUT_HEADS: Final = 2
-"""What a model is written as that earlier versions can read."""
+"""Format 1 knew neither `release` nor ensembles, format 2 one field of view and neither `rank` nor `fusion`; their folders are
+read as before."""
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 GENES: Final = "genes.csv"
@@ -100,7 +99,8 @@ class ModelConfigFile(Strict):
     def _nothing_by_default(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuse a unit of expression or an input that is not spelled out."""
         for key, kind in (("transform", ExpressionTransform), ("preprocessing", Preprocessing)):
-            names = [field.name for field in fields(kind)]
+            later = ("fields_px",) if values.get("format") in (1, 2) else ()
+            names = [field.name for field in fields(kind) if field.name not in later]
             own = values.get(key)
             if not isinstance(own, dict) or set(own) != set(names):
                 raise ValueError(f"{key} has the keys {', '.join(names)} and no others")
@@ -128,7 +128,7 @@ class EnsembleConfigFile(Strict):
         sha256: Checksums of each member's `config.json`, which vouches for that member's files, and of the files beside this.
     """
 
-    format: Literal[2]
+    format: Literal[2, 3]
     kind: Literal["ensemble"]
     members: int = Field(ge=2, le=MAX_MEMBERS)
     release: Release = Release()

@@ -98,10 +98,10 @@ def save_onnx(
 ) -> OnnxReport:
     """Write a model as one ONNX file, and compare it with PyTorch.
 
-    Its input `patches` is uint8 (B, 3, window_px, window_px), RGB at the model's pixel size, any number at a time; scaling,
-    enlarging and colors are inside, stain normalization is not. Its outputs are `features` (B, D) and `expression` (B, G), in
-    the unit of the model, of an ensemble the mean of its networks. Genes, pixel size, unit and stain stand in its metadata.
-    Spread, novelty and intervals are not in it.
+    Its input `patches` is uint8 (B, 3, window_px, window_px), RGB at the model's pixel size, any number at a time; fields of
+    view, scaling and colors are inside, stain normalization is not. Its outputs are `features` (B, D) and `expression`
+    (B, G), in the unit of the model, of an ensemble the mean of its networks. Genes, pixel size, unit and stain stand in its
+    metadata. Spread, novelty and intervals are not in it.
 
     Args:
         model: On the CPU.
@@ -210,6 +210,7 @@ def _metadata(model: LoadedModel, symmetries: bool) -> dict[str, str]:
         "transform": asdict(model.transform),
         "mpp": model.preprocessing.mpp,
         "window_px": model.preprocessing.window_px,
+        "fields_px": model.preprocessing.fields_px,
         "stain": model.preprocessing.stain,
         "symmetries": symmetries,
     }

@@ -29,7 +29,9 @@ def save_timm_backbone(
     """Write the backbone of a network for `timm.create_model("local-dir:FOLDER", num_classes=0, pretrained=True)`.
 
     What timm builds from it gives the same bits, given the same input: colors scaled to [0, 1], less the mean, over the SD
-    that stand in its configuration, at the size that stands there. Weights are safetensors.
+    that stand in its configuration, at the size that stands there. Weights are safetensors. Of a network that saw several
+    fields of view it gives the features of one; the network's are those of all, one after the other, and `fields_px` beside
+    timm's settings tells their sides (see `models.fields.cut_fields` for how they are resized).
 
     Args:
         network: Of a loaded model, or as trained.
@@ -58,7 +60,7 @@ def save_timm_backbone(
         save_for_hf(
             own,
             scratch,
-            model_config={} if preprocessing is None else {"stexpr": asdict(preprocessing)},
+            model_config={} if preprocessing is None else {"stexpr": {**asdict(preprocessing), "sees": preprocessing.in_words}},
             model_args=backbone.arguments,
             safe_serialization=True,
         )

@@ -145,7 +145,7 @@ def partition_key(study: AnyStudy) -> str:
     if isinstance(study, SlideStudyConfig):
         return content_hash(study.model_dump(mode="json", include={"bags", "tables", "protocol"}))
     decisive = study.model_dump(mode="json", include={"protocol": {"split", "validation", "window_um", "stain", "min_counts"}})
-    return content_hash({**decisive, "cohort": str(study.cohort), "window_px": study.input.window_px})
+    return content_hash({**decisive, "cohort": str(study.cohort), "window_px": study.input.asked_px})
 
 
 def planned_entries(runs: Path, name: str) -> list[dict[str, Any]]:
