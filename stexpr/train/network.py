@@ -184,6 +184,11 @@ def _components(network: NetworkConfig, main: Objective, dataset: SpotDataset, r
     return principal_components(main.target(dataset.counts_main[rows], dataset.library[rows]), network.rank)
 
 
+def most_auxiliary(config: StudyConfig) -> int | None:
+    """Return how many auxiliary genes a study wants at most, None for all there are."""
+    return config.model.auxiliary.n_genes if isinstance(config.model, NetworkConfig) else None
+
+
 def without_auxiliary(config: StudyConfig) -> bool:
     """Whether a study needs no auxiliary genes, so that their counts need not be read."""
     return config.model.kind != "network" or config.model.auxiliary.weight == 0
