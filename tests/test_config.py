@@ -134,6 +134,19 @@ def test_factors_of_another_loss_are_refused(loss: str) -> None:
     assert study(model={"rank": 8, "loss": "huber"}).run_hash("x", {}) != study(model={"loss": "huber"}).run_hash("x", {})
 
 
+@pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
+def test_mixing_what_has_no_targets_is_refused(loss: str) -> None:
+    said = refusal({"training": {"mixup": 0.2}, "model": {"loss": loss}})
+    assert f"training.mixup = 0.2 mixes targets spot by spot, and the loss {loss} compares none; take model.loss=mse" in said
+    assert study(training={"mixup": 0.2}).baseline(BASELINES[0]).training.mixup == 0
+
+
+def test_bags_are_not_mixed() -> None:
+    with pytest.raises(ConfigError, match=r"training.mixup = 0.2: bags of unlike sizes are not mixed"):
+        load_any_study("mutation", ["training.mixup=0.2"])
+    assert load_any_study("mutation", ["training.average=0.9"]).training.average == 0.9
+
+
 def test_a_number_that_yaml_takes_for_a_string_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "cohort: c\ntraining: {lr: 1e-3}\n")
     assert load_study(path).training.lr == 1e-3
