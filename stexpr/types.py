@@ -49,17 +49,33 @@ PROVENANCE = "stexpr"
 
 
 @dataclass(frozen=True)
+class Partners:
+    """The spots that those of a batch are mixed with, one for each, and their shares in the mixtures, in [0, 1]."""
+
+    counts_main: Float32[Tensor, "B G"]
+    counts_auxiliary: Float32[Tensor, "B A"]
+    library: Float32[Tensor, "B"]
+    share: Float32[Tensor, "B"]
+
+    def split(self, n: int) -> "tuple[Partners, ...]":
+        """Return them in `n` parts, as `SpotBatch.split` does."""
+        values = (self.counts_main, self.counts_auxiliary, self.library, self.share)
+        return tuple(Partners(*piece) for piece in zip(*(value.tensor_split(n) for value in values), strict=True))
+
+
+@dataclass(frozen=True)
 class SpotBatch:
     """One step's spots, on one device.
 
     Counts are raw: the objective of a model owns the transform to its target, so a likelihood of counts and a regression
-    on log expression read the same batch.
+    on log expression read the same batch. Where `partners` is not None, the patches are mixtures with theirs.
     """
 
     patches: UInt8[Tensor, "B 3 H W"]
     counts_main: Float32[Tensor, "B G"]
     counts_auxiliary: Float32[Tensor, "B A"]
     library: Float32[Tensor, "B"]
+    partners: Partners | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -71,6 +87,7 @@ class SpotBatch:
             self.counts_main.tensor_split(n),
             self.counts_auxiliary.tensor_split(n),
             self.library.tensor_split(n),
+            (None,) * n if self.partners is None else self.partners.split(n),
         )
         return tuple(SpotBatch(*piece) for piece in zip(*pieces, strict=True))
 

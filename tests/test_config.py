@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from stexpr.config import (
     BASELINES,
+    AuxiliaryConfig,
     ColorRidgeConfig,
     FrozenConfig,
     NetworkConfig,
@@ -86,6 +87,9 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
     assert load_any_study("mutation").run_hash("x", "y", {}) == "a0c1005b79808cc5"
     assert described(NetworkConfig()).keys() == {"kind", "backbone", "pretrained", "auxiliary", "loss", "bias_init"}
     assert described(NetworkConfig(freeze="all"))["freeze"] == "all"
+    assert described(NetworkConfig())["auxiliary"] == {"weight": 1.0, "standardize": True}
+    assert described(NetworkConfig(auxiliary=AuxiliaryConfig(n_genes=9)))["auxiliary"]["n_genes"] == 9
+    assert study(training={"average": 0.9}).training.described() == study().training.described() | {"average": 0.9}
     assert study(runtime={"download": True}).run_hash("x", {}) == study().run_hash("x", {})
     assert study(model={"freeze": "all"}).run_hash("x", {}) != study().run_hash("x", {})
 
@@ -98,6 +102,8 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
         ({"backbone": "local-dir:/home/me/encoders/mine"}, "mine + aux"),
         ({"backbone": "resnet18", "weights": "/home/me/a.safetensors"}, "resnet18 of a.safetensors + aux"),
         ({"loss": "huber", "rank": 32}, "resnet18 + aux huber rank 32"),
+        ({"auxiliary": {"n_genes": 500, "weight": 0.5}}, "resnet18 + 0.5 aux of 500 genes"),
+        ({"auxiliary": {"n_genes": 500, "weight": 0}}, "resnet18"),
         ({"kind": "frozen", "backbone": "uni"}, "uni + ridge"),
         (
             {"kind": "frozen", "backbone": "uni", "components": None, "mpp": "window"},
@@ -126,6 +132,19 @@ def test_factors_of_another_loss_are_refused(loss: str) -> None:
         {"model": {"rank": 8, "loss": loss}}
     )
     assert study(model={"rank": 8, "loss": "huber"}).run_hash("x", {}) != study(model={"loss": "huber"}).run_hash("x", {})
+
+
+@pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
+def test_mixing_what_has_no_targets_is_refused(loss: str) -> None:
+    said = refusal({"training": {"mixup": 0.2}, "model": {"loss": loss}})
+    assert f"training.mixup = 0.2 mixes targets spot by spot, and the loss {loss} compares none; take model.loss=mse" in said
+    assert study(training={"mixup": 0.2}).baseline(BASELINES[0]).training.mixup == 0
+
+
+def test_bags_are_not_mixed() -> None:
+    with pytest.raises(ConfigError, match=r"training.mixup = 0.2: bags of unlike sizes are not mixed"):
+        load_any_study("mutation", ["training.mixup=0.2"])
+    assert load_any_study("mutation", ["training.average=0.9"]).training.average == 0.9
 
 
 def test_a_number_that_yaml_takes_for_a_string_is_read(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class InputConfig(Strict):
 class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("average",)
+    LATER: ClassVar[tuple[str, ...]] = ("average", "mixup")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -145,6 +145,12 @@ class TrainingConfig(Strict):
         lt=1,
         description="decay, at each step, of a moving average of the weights and of batch normalization's statistics, which "
         "is what validation measures and what is kept; null keeps the weights of the last step",
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="each spot of a batch is mixed with another, patch and standardized targets, in shares drawn from "
+        "Beta(mixup, mixup); 0 mixes none; needs the loss mse or huber, and one process",
     )
 
 
@@ -185,6 +191,15 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"input.fields_px is for a trained network; a model of kind {self.model.kind} sees one field of view: set "
                 "input.fields_px=null, and input.window_px if it is not the whole prepared patch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_to_mix(self) -> "StudyConfig":
+        if self.training.mixup and isinstance(self.model, NetworkConfig) and self.model.loss not in ("mse", "huber"):
+            raise ValueError(
+                f"training.mixup = {self.training.mixup:g} mixes targets spot by spot, and the loss {self.model.loss} compares "
+                "none; take model.loss=mse or huber, or training.mixup=0"
             )
         return self
 

@@ -19,10 +19,14 @@ Role: TypeAlias = Literal["network", "baseline", "reference"]
 
 
 class AuxiliaryConfig(Strict):
-    """The auxiliary head, which predicts every filtered gene outside the main panel."""
+    """The auxiliary head, which predicts filtered genes outside the main panel: all of them, or those of most counts."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("n_genes",)
     weight: float = Field(1.0, ge=0, description="lambda: loss = main + lambda * auxiliary")
     standardize: bool = Field(True, description="false reproduces BrST-Net, whose auxiliary targets are not standardized")
+    n_genes: int | None = Field(
+        None, ge=1, description="auxiliary genes: those of the highest mean count on training spots; null takes all"
+    )
 
 
 class FusionConfig(Strict):
@@ -138,6 +142,7 @@ class NetworkConfig(BackboneConfig):
         parts = [self.backbone_label]
         if self.auxiliary.weight:
             parts.append("+ aux" if self.auxiliary.weight == 1 else f"+ {self.auxiliary.weight:g} aux")
+            parts += [f"of {self.auxiliary.n_genes} genes"] if self.auxiliary.n_genes is not None else []
         parts += [self.loss.replace("_", " ")] if self.loss != "mse" else []
         parts += ["+ descriptors"] if self.fusion else []
         parts += [f"rank {self.rank}"] if self.rank is not None else []

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stexpr.config import RuntimeConfig, TrainingConfig
 from stexpr.config.models import Role
@@ -206,6 +206,13 @@ class HeadTrainingConfig(TrainingConfig):
     schedule: Literal["cosine", "constant"] = "constant"
     patience: int = Field(40, ge=1, description="epochs without a better inner validation before an inner training stops")
     patches: int | None = Field(None, ge=1, description="patches of a patient drawn each epoch; null trains on all")
+
+    @field_validator("mixup")
+    @classmethod
+    def _bags_are_not_mixed(cls, value: float) -> float:
+        if value:
+            raise ValueError("bags of unlike sizes are not mixed; leave it out")
+        return value
 
 
 class SlideStudyConfig(Strict):

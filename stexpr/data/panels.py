@@ -1,6 +1,7 @@
 """The gene panel of one fold, from the spots its protocol lets choose genes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,13 +22,15 @@ _GENES = 2048
 """Genes made dense at a time."""
 
 
-def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePanel:
+def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold, *, n_auxiliary: int | None = None) -> GenePanel:
     """Choose the genes of a fold, from its training spots unless the rule's scope is the whole cohort.
 
     Args:
         rule: How genes are chosen.
         cohort: Where the counts are.
         fold: Names the training sections.
+        n_auxiliary: Keep at most so many auxiliary genes, those of the highest mean count on training spots whatever the
+            scope; None keeps all.
 
     Returns:
         The panel.
@@ -38,7 +41,7 @@ def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePan
     """
     sections = fold.train_sections if rule.scope == "training" else cohort.sections
     try:
-        return fit_panel(
+        panel = fit_panel(
             sp.vstack([cohort.counts(section) for section in sections], format="csr"),
             cohort.genes,
             rule=rule.rule,
@@ -49,9 +52,18 @@ def fold_panel(rule: PanelConfig, cohort: PreparedCohort, fold: Fold) -> GenePan
             min_detection=rule.min_detection,
             scope=rule.scope,
         )
+        return panel if n_auxiliary is None else _most_counted(panel, n_auxiliary, cohort, fold)
     except Exception as err:
         err.add_note(f"while choosing the genes of fold {fold.index} of cohort {cohort.name}")
         raise
+
+
+def _most_counted(panel: GenePanel, n: int, cohort: PreparedCohort, fold: Fold) -> GenePanel:
+    """Keep the auxiliary genes of most counts in the training spots, in the order of the panel; ties go by name."""
+    total: Array = np.sum([np.asarray(cohort.counts(section).sum(axis=0)).ravel() for section in fold.train_sections], axis=0)
+    counted = dict(zip(cohort.genes, total.tolist(), strict=True))
+    kept = set(sorted(panel.auxiliary, key=lambda gene: (-counted[gene], gene))[:n])
+    return replace(panel, auxiliary=tuple(gene for gene in panel.auxiliary if gene in kept))
 
 
 def spatial_structure(cohort: PreparedCohort, sections: Sequence[str]) -> Float64[Array, "G"]:

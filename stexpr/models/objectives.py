@@ -93,7 +93,15 @@ class StandardizedRegression(Objective):
     def loss(
         self, output: Float[Tensor, "B K"], counts: Float32[Tensor, "B K"], library: Float32[Tensor, "B"]
     ) -> Float32[Tensor, ""]:
-        """Return the mean error of the kind.
+        """Return the mean error of the kind, as `error` describes it.
+
+        Raises:
+            ModelError: The loss correlates over the batch and the batch has one example.
+        """
+        return self.error(output, self.target(counts, library))
+
+    def error(self, output: Float[Tensor, "B K"], target: Float32[Tensor, "B K"]) -> Float32[Tensor, ""]:
+        """Return how far outputs are from what they should be.
 
         `mse` is the square of the difference to the target. `huber` is half of it up to a difference of 1, one SD of the
         training spots where targets are standardized, and the difference less 0.5 beyond. `mse_pearson` adds to the squared
@@ -102,7 +110,6 @@ class StandardizedRegression(Objective):
         Raises:
             ModelError: The loss correlates over the batch and the batch has one example.
         """
-        target = self.target(counts, library)
         if self.kind == "huber":
             return functional.huber_loss(output.float(), target, delta=HUBER_DELTA)
         loss = (output.float() - target).square().mean()

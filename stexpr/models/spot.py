@@ -5,7 +5,7 @@ Reference:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from stexpr.models.augment import symmetry_mean
 from stexpr.models.backbones import Backbone, create_backbone
 from stexpr.models.fusion import DescriptorRegression
 from stexpr.models.low_rank import LowRankHead
+from stexpr.models.mixup import mixed_loss
 from stexpr.models.objectives import Objective, StandardizedRegression
 from stexpr.models.trainable import Loss, TrainableModel
 from stexpr.types import SpotBatch
@@ -136,12 +137,11 @@ class SpotRegressor(TrainableModel):
         """
         features = self.features(batch.patches)
         assert self.fusion is None, "a fused model is not trained further"
-        main = self.main_objective.loss(self.main_head(features), batch.counts_main, batch.library)
+        main = _loss(self.main_objective, self.main_head(features), batch, "main")
         parts = {"main": main.detach()}
         total = main
         if self.auxiliary_objective is not None and self.auxiliary_head is not None and self.auxiliary_weight:
-            output = self.auxiliary_head(features)
-            auxiliary = self.auxiliary_objective.loss(output, batch.counts_auxiliary, batch.library)
+            auxiliary = _loss(self.auxiliary_objective, self.auxiliary_head(features), batch, "auxiliary")
             total = main + self.auxiliary_weight * auxiliary
             parts["auxiliary"] = auxiliary.detach()
         return Loss(total, parts, len(batch.library))
@@ -157,6 +157,15 @@ class SpotRegressor(TrainableModel):
             return symmetry_mean(self.predict, patches)
         # a fused head is linear, so the head of the mean is the mean of the heads
         return self.main_objective.expression(self.main_head(self.features(patches, symmetries=symmetries)))
+
+
+def _loss(objective: Objective, output: Tensor, batch: SpotBatch, role: Literal["main", "auxiliary"]) -> Tensor:
+    counts = batch.counts_main if role == "main" else batch.counts_auxiliary
+    other = batch.partners
+    if other is None:
+        return objective.loss(output, counts, batch.library)
+    partner = (other.counts_main if role == "main" else other.counts_auxiliary, other.library)
+    return mixed_loss(objective, output, (counts, batch.library), partner, other.share)
 
 
 def _head(

@@ -46,6 +46,7 @@ def run_name(config: StudyConfig, fold: int) -> str:
     model = config.model
     if isinstance(model, NetworkConfig):
         parts = [model.backbone_label, _auxiliary(model), *([model.loss] if model.loss != "mse" else [])]
+        parts += [f"rank{model.rank}"] if model.rank is not None else []
         parts += ["pretrained"] if model.pretrained else []
     else:
         parts = [model.backbone_label, model.kind] if isinstance(model, BackboneConfig) else [model.kind]
@@ -54,7 +55,8 @@ def run_name(config: StudyConfig, fold: int) -> str:
 
 def _auxiliary(model: NetworkConfig) -> str:
     weight = model.auxiliary.weight
-    return "noaux" if not weight else "aux" if weight == 1 else f"aux{weight:g}"
+    named = "noaux" if not weight else "aux" if weight == 1 else f"aux{weight:g}"
+    return f"{named}-of{model.auxiliary.n_genes}" if weight and model.auxiliary.n_genes is not None else named
 
 
 @dataclass(frozen=True)

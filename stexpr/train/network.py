@@ -13,9 +13,11 @@ from torch import Tensor
 from stexpr.config import NetworkConfig, StudyConfig
 from stexpr.data.datasets import SpotDataset
 from stexpr.data.splits import Fold
+from stexpr.errors import TrainingError
 from stexpr.inference import pick_device
-from stexpr.models.augment import augment
+from stexpr.models.augment import Share, augment
 from stexpr.models.low_rank import principal_components
+from stexpr.models.mixup import mix
 from stexpr.models.objectives import Objective, StandardizedRegression, make_objective
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
@@ -27,7 +29,7 @@ from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.train.validation import Beside, validation_pearson
-from stexpr.types import Progress, silent
+from stexpr.types import Progress, SpotBatch, silent
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         folder: The run's folder, for the checkpoint.
         progress: Shows the epochs of each training.
         processes: Who shares the training.
+
+    Raises:
+        TrainingError: Several processes would share a batch that is to be mixed.
     """
 
     def __init__(
@@ -77,6 +82,11 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         processes: Processes = ALONE,
     ) -> None:
         assert isinstance(config.model, NetworkConfig)
+        if config.training.mixup and processes.size > 1:
+            raise TrainingError(
+                f"training.mixup mixes the spots of a whole batch, which {processes.size} processes share; start one process, "
+                "and let a sweep run several, or set training.mixup=0"
+            )
         super().__init__(
             folder,
             fold=fold.index,
@@ -120,7 +130,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
             self.dataset,
             train_rows,
             validation=validation,
-            augment=partial(augment, self.config.input),
+            augment=partial(changed, self.config),
             training=self.config.training,
             n_epochs=self.n_epochs_of(index),
             seed=self.config.seed,
@@ -159,6 +169,19 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         if size > 1 and unsynchronized(model):
             notes.append(f"batch normalization saw only the spots of one of {size} processes at a time")
         return execution, tuple(notes)
+
+
+def changed(config: StudyConfig, batch: SpotBatch, generator: torch.Generator, share: Share) -> SpotBatch:
+    """Change a batch at random, as the study says.
+
+    Args:
+        config: The study.
+        batch: A process's share of a batch.
+        generator: Source of randomness, of one seed for each step.
+        share: Which rows of the whole batch they are; all of them where spots are mixed.
+    """
+    batch = augment(config.input, batch, generator, share)
+    return mix(batch, config.training.mixup, generator) if config.training.mixup else batch
 
 
 def build_network(
@@ -206,6 +229,11 @@ def _components(network: NetworkConfig, main: Objective, dataset: SpotDataset, r
         return None
     assert isinstance(main, StandardizedRegression)
     return principal_components(main.target(dataset.counts_main[rows], dataset.library[rows]), network.rank)
+
+
+def most_auxiliary(config: StudyConfig) -> int | None:
+    """Return how many auxiliary genes a study wants at most, None for all there are."""
+    return config.model.auxiliary.n_genes if isinstance(config.model, NetworkConfig) else None
 
 
 def without_auxiliary(config: StudyConfig) -> bool:

@@ -31,7 +31,7 @@ from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.frozen import fit_frozen, view_of
 from stexpr.train.mirror import WandbMirror, mirrored_spots
-from stexpr.train.network import NetworkTraining, Trained, without_auxiliary
+from stexpr.train.network import NetworkTraining, Trained, most_auxiliary, without_auxiliary
 from stexpr.train.results import Job, Predicted, make_record, write_results
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
@@ -133,7 +133,7 @@ def run_fold(
 def _job(config: StudyConfig, cohort: PreparedCohort, fold: Fold, split_hash: str, folder: Path) -> Job:
     unit = config.protocol.expression
     transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
-    panel = fold_panel(config.protocol.panel, cohort, fold)
+    panel = fold_panel(config.protocol.panel, cohort, fold, n_auxiliary=most_auxiliary(config))
     cohort = cohort.colored(config.input.colors)
     return Job(config, cohort, fold, split_hash, panel, transform, window_px(config, cohort), folder)
 
@@ -175,6 +175,8 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
         sides = ", ".join(map(str, backbone.fields_px))
         notes = [f"fields of view of {sides} px share the backbone, each resized to {backbone.input_px} px"]
     notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
+    found, asked = len(needed.auxiliary), most_auxiliary(config)
+    notes += [f"{found} auxiliary genes passed the filter, {asked} were asked for"] if 0 < found < (asked or 0) else []
     return _predict(job, trained, needed, mean, tuple(notes), processes)
 
 

@@ -76,6 +76,21 @@ def test_test_sections_have_no_say_unless_the_scope_says_so(cohort: PreparedCoho
     assert set(fold_panel(wide, cohort, fold("c")).main) == {SMOOTH, "G21"}
 
 
+@pytest.mark.parametrize("scope", ["training", "cohort"])
+def test_auxiliary_genes_are_those_of_most_counts_in_the_training_sections(cohort: PreparedCohort, scope: str) -> None:
+    rule = PanelConfig(n_main=3, min_detection=0.0, scope=scope)
+    whole = fold_panel(rule, cohort, fold("c"))
+    counts = np.vstack([cohort.counts(section).toarray() for section in ("a1", "b1")]).mean(axis=0)
+    mean = dict(zip(cohort.genes, counts, strict=True))
+    for n in (1, 4, len(whole.auxiliary), 1000):
+        panel = fold_panel(rule, cohort, fold("c"), n_auxiliary=n)
+        assert panel.main == whole.main
+        assert len(panel.auxiliary) == min(n, len(whole.auxiliary))
+        assert [gene for gene in whole.auxiliary if gene in panel.auxiliary] == list(panel.auxiliary)
+        left = set(whole.auxiliary) - set(panel.auxiliary)
+        assert min(mean[gene] for gene in panel.auxiliary) >= max((mean[gene] for gene in left), default=0)
+
+
 def test_hidden_spots_choose_no_gene(cohort: PreparedCohort) -> None:
     library = cohort.spots("a1")["library"]
     fewer = cohort.keeping(int(np.median(library)))

@@ -14,11 +14,12 @@ from stexpr.data.datasets import SpotDataset
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import TrainingError
 from stexpr.inference import autocast, pick_device, predict_expression, predictions_anndata
-from stexpr.models.augment import augment
 from stexpr.panel import ExpressionTransform, GenePanel
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.distributed import Processes
 from stexpr.train.loop import Fit, FitState, Validation, make_optimizer
-from stexpr.train.network import build_network
+from stexpr.train.network import NetworkTraining, build_network, changed
+from stexpr.train.spots import study_folds
 from stexpr.train.validation import choose_epoch, validation_pearson
 
 PANEL = GenePanel(
@@ -35,7 +36,7 @@ def make_fit(config: StudyConfig, cohort: Path) -> Fit:
         data,
         torch.arange(64),
         validation=Validation("pearson", lambda: validate(model, data, torch.arange(64, 128), config)),
-        augment=partial(augment, config.input),
+        augment=partial(changed, config),
         training=config.training,
         n_epochs=config.training.epochs,
         seed=0,
@@ -60,11 +61,16 @@ def test_the_loss_falls_and_r_rises(study: Callable[..., StudyConfig], small_coh
     assert [values["epoch"] for values in said] == list(range(1, 13))
 
 
-@pytest.mark.parametrize(("at", "average"), [(1, None), (3, None), (5, None), (7, None), (2, 0.7), (4, 0.7), (7, 0.7)])
-def test_stopping_at_any_step_changes_nothing(
-    study: Callable[..., StudyConfig], small_cohort: Path, at: int, average: float | None
-):
-    config = study("training.epochs=2", f"training.average={'null' if average is None else average}")  # 4 steps an epoch
+@pytest.mark.parametrize(
+    ("at", "option"),
+    [
+        *((at, "training.average=null") for at in (1, 3, 5, 7)),
+        *((at, "training.average=0.7") for at in (2, 4, 7)),
+        (6, "training.mixup=0.4"),
+    ],
+)
+def test_stopping_at_any_step_changes_nothing(study: Callable[..., StudyConfig], small_cohort: Path, at: int, option: str):
+    config = study("training.epochs=2", option)  # 4 steps an epoch
     whole = make_fit(config, small_cohort)
     expected = run(whole)
 
@@ -129,6 +135,23 @@ def test_the_learning_rate_warms_up_and_never_leaves_its_bounds(epochs: int, ste
     assert all(np.diff(rates[: peak + 1]) >= -1e-12)
     assert all(np.diff(rates[peak:]) <= 1e-12)
     assert math.isclose(max(rates), 1.0, rel_tol=0.5)
+
+
+def test_mixing_trains_on_other_targets_and_still_learns(study: Callable[..., StudyConfig], small_cohort: Path):
+    mixed, plain = (make_fit(study("training.epochs=12", f"training.mixup={alpha}"), small_cohort) for alpha in (1.0, 0))
+    losses = [[values["train/main"] for values in run(fit)] for fit in (mixed, plain)]
+    assert losses[0] != losses[1]
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert mixed.state.curve[-1] > 0.4
+
+
+def test_several_processes_do_not_mix(study: Callable[..., StudyConfig], small_cohort: Path, tmp_path: Path):
+    cohort, config = PreparedCohort.open(small_cohort), study("training.mixup=0.2")
+    fold = study_folds(config, cohort)[0]
+    data = SpotDataset(cohort, fold.train_sections, PANEL, window_px=24)
+    NetworkTraining(config, fold, data, UNIT, tmp_path)
+    with pytest.raises(TrainingError, match=r"training.mixup .* 2 processes share; .* set training.mixup=0"):
+        NetworkTraining(config, fold, data, UNIT, tmp_path, processes=Processes(0, 2))
 
 
 def test_optimizers(study: Callable[..., StudyConfig], small_cohort: Path):

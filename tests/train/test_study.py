@@ -447,9 +447,11 @@ def test_a_baseline_that_another_process_makes_is_left_to_it(study: Study, tmp_p
 def test_genes_that_share_factors_are_exported_and_predicted_as_such(study: Study, tmp_path: Path):
     from stexpr.models.export import load_model
 
-    run = run_study(study("folds=[0]", "model.rank=3", "model.loss=huber"), tmp_path / "runs")[0]
+    options = ("model.rank=3", "model.loss=huber", "model.auxiliary.n_genes=4")
+    run = run_study(study("folds=[0]", *options), tmp_path / "runs")[0]
     model = load_model(run / "model").model
-    assert read_record(run).model_label == "tiny + aux huber rank 3"
+    assert (read_record(run).model_label, read_record(run).panel.n_auxiliary) == ("tiny + aux of 4 genes huber rank 3", 4)
+    assert weights(run)["auxiliary_head.weight"].shape[0] == 4
     predicted = anndata.read_h5ad(run / "predictions.h5ad").X
     centered = (predicted - model.main_objective.mean.numpy()) / model.main_objective.sd.numpy()
     assert np.linalg.matrix_rank(centered, tol=1e-3 * np.linalg.norm(centered)) <= 3

@@ -86,6 +86,7 @@ def test_a_resumed_run_is_logged_from_its_beginning(tmp_path: Path, monkeypatch:
         ({"backbone": "tiny", "auxiliary": {"weight": 0}}, "tiny-noaux-f1-s3"),
         ({"backbone": "tiny", "auxiliary": {"weight": 0.3}}, "tiny-aux0.3-f1-s3"),
         ({"backbone": "tiny", "loss": "mse_pearson", "pretrained": True}, "tiny-aux-mse_pearson-pretrained-f1-s3"),
+        ({"backbone": "tiny", "rank": 8, "auxiliary": {"n_genes": 50}}, "tiny-aux-of50-rank8-f1-s3"),
         ({"kind": "color_ridge"}, "color_ridge-f1-s3"),
     ],
 )

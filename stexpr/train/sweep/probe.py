@@ -16,7 +16,7 @@ from stexpr.inference import autocast, extract_features, predict_expression
 from stexpr.panel import ExpressionTransform
 from stexpr.train.frozen import frozen_backbone, view_of
 from stexpr.train.loop import make_optimizer
-from stexpr.train.network import build_network, without_auxiliary
+from stexpr.train.network import build_network, most_auxiliary, without_auxiliary
 from stexpr.train.results import Job
 from stexpr.train.run import window_px
 from stexpr.train.slides.probe import probe_patients
@@ -81,7 +81,7 @@ def _estimate(run: PlannedRun) -> Callable[[PlannedRun], float]:
 def _probe(cohort: PreparedCohort, config: StudyConfig, fold: Fold) -> Probe:
     unit = config.protocol.expression
     transform = ExpressionTransform(unit.kind, unit.target_sum, n_genes=len(cohort.genes))
-    panel = fold_panel(config.protocol.panel, cohort, fold)
+    panel = fold_panel(config.protocol.panel, cohort, fold, n_auxiliary=most_auxiliary(config))
     job = Job(config, cohort, fold, "", panel, transform, window_px(config, cohort), Path())
     if isinstance(config.model, FrozenConfig):
         return _probe_frozen(job, config.model)
