@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,7 @@ from stexpr.config.models import PermutedGenesConfig as PermutedGenesConfig
 from stexpr.config.models import SpotCoordinatesConfig as SpotCoordinatesConfig
 from stexpr.config.models import TrainingMeanConfig as TrainingMeanConfig
 from stexpr.config.models import described as described
+from stexpr.config.pretraining import PretrainConfig as PretrainConfig
 from stexpr.config.protocol import ExpressionConfig as ExpressionConfig
 from stexpr.config.protocol import PanelConfig as PanelConfig
 from stexpr.config.protocol import ProtocolConfig as ProtocolConfig
@@ -90,6 +91,8 @@ class InputConfig(Strict):
 class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("pretrain",)
+    """As in `BackboneConfig`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -101,6 +104,12 @@ class TrainingConfig(Strict):
     clip_norm: float | None = Field(1.0, gt=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation r before an inner training stops")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 autocast on CUDA, fp32 elsewhere")
+    pretrain: PretrainConfig | None = Field(None, description="learn from patches alone first; {} takes the defaults")
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides a result, in plain JSON values; keys that came later only where they are set."""
+        defaults = type(self).model_fields
+        return self.model_dump(mode="json", exclude={key for key in self.LATER if getattr(self, key) == defaults[key].default})
 
 
 class RuntimeConfig(Strict):
@@ -134,10 +143,16 @@ class StudyConfig(Strict):
     folds: tuple[int, ...] | None = Field(None, description="which folds to run; null runs all")
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @model_validator(mode="after")
+    def _network_pretrained(self) -> "StudyConfig":
+        if self.training.pretrain is not None and self.model.kind != "network":
+            raise ValueError(f"training.pretrain is for model.kind=network, not {self.model.kind}; set it to null")
+        return self
+
     @property
     def label(self) -> str:
         """Name the study among the lines of a board."""
-        return self.model.label
+        return self.model.label + (" SimSiam" if self.training.pretrain is not None else "")
 
     def baseline(self, model: BaselineConfig) -> "StudyConfig":
         """Return the study of a baseline under the same protocol; studies that differ only in their network share it."""
@@ -155,7 +170,8 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
+        decisive = self.model_dump(mode="json", include={"input", "seed"})
+        decisive["training"] = self.training.described()
         decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 

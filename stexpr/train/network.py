@@ -1,5 +1,6 @@
 """Trains the network of one fold: the inner trainings that choose the number of epochs, then the final one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,16 @@ from stexpr.data.splits import Fold, InnerSplit
 from stexpr.inference import pick_device
 from stexpr.models.augment import augment
 from stexpr.models.objectives import make_objective
+from stexpr.models.selfsupervised import SimSiam
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
+from stexpr.models.trainable import TrainableModel
 from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
 from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsynchronized
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
+from stexpr.train.pretrain import PHASE, Pretrained, pretraining
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.train.validation import validation_pearson
 from stexpr.types import Progress, silent
@@ -48,7 +52,7 @@ class Trained:
     notes: tuple[str, ...] = ()
 
 
-class NetworkTraining(PhasedTraining[SpotRegressor]):
+class NetworkTraining(PhasedTraining[TrainableModel]):
     """All trainings of one fold, resumable at any step.
 
     Args:
@@ -60,6 +64,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         folder: The run's folder, for the checkpoint.
         progress: Shows the epochs of each training.
         processes: Who shares the training.
+        tissue: Reads the training sections for pre-training, with larger patches; None takes the dataset.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         *,
         progress: Progress = silent,
         processes: Processes = ALONE,
+        tissue: Callable[[], SpotDataset] | None = None,
     ) -> None:
         assert isinstance(config.model, NetworkConfig)
         super().__init__(
@@ -90,22 +96,31 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         self.transform = transform
         self.training_rows = dataset.rows(dict.fromkeys(fold.train_sections))
         self.accumulation = Accumulation(folder)
+        self.tissue = tissue
+        self.pretrained: Pretrained | None = None
+        self.first_phase = PHASE if config.training.pretrain is not None else 0
 
     def run(
         self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
     ) -> Trained:
         """Train what the checkpoint does not hold yet; arguments and errors are those of `train`."""
         model = self.train(metrics, trackers, stop, resumed).model
+        assert isinstance(model, SpotRegressor)
         execution, notes = self._execution(model)
         return Trained(model, tuple(map(tuple, self.curves)), self.chosen_epochs, self.seconds, execution, notes)
 
-    def fit(self, index: int) -> Fit[SpotRegressor]:
-        """Make the training of a phase."""
+    def fit(self, index: int) -> Fit[Any]:
+        """Make the training of a phase; each after a pre-training starts from its weights."""
+        if index == PHASE:
+            spots = self.dataset if self.tissue is None else self.tissue()
+            return pretraining(self.config, self.fold, spots, window_px=self.dataset.window_px, processes=self.processes)
         train_rows, rows = self.training_rows, None
         if index < self.n_inner:
             split: InnerSplit = self.fold.inner[index]
             train_rows, rows = self.dataset.rows(split.train), self.dataset.rows(split.validation)
         model = build_network(self.config, self.dataset, self.training_rows, self.transform)
+        if self.pretrained is not None:
+            model.backbone.load_state_dict(self.pretrained.weights)
         model = self.processes.synchronized(model)
 
         def measure() -> float:
@@ -127,11 +142,26 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
             accumulation=self.accumulation,
         )
 
+    def ended(self, index: int, fit: Fit[Any]) -> None:
+        """Keep what the backbone learned before it learns expression."""
+        if isinstance(fit.model, SimSiam):
+            self.pretrained = Pretrained.of(fit)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what was learned in pre-training, nothing where there was none."""
+        return {} if self.pretrained is None else {"pretrained": dict(vars(self.pretrained))}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `extra_state` returned."""
+        self.pretrained = Pretrained(**state["pretrained"]) if state else None
+
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
         size, parts = self.processes.size, self.accumulation.parts
         execution = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
         note = self.accumulation.note(self.config.training.batch_size, size, batch_norm=normalizes_batches(model))
         notes = [note] if note else []
+        if self.pretrained is not None and self.config.training.pretrain is not None:
+            notes.append(self.pretrained.note(self.config.training.pretrain))
         if size > 1 and unsynchronized(model):
             notes.append(f"batch normalization saw only the spots of one of {size} processes at a time")
         return execution, tuple(notes)

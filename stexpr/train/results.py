@@ -101,7 +101,7 @@ class Job:
             "protocol": config.protocol.decisive(),
             "n_genes": self.transform.n_genes,
             "model": described(config.model),
-            "label": config.model.label,
+            "label": config.label,
             "encoder": {name: ENCODERS[name].terms for name in self.encoders},
             "seed": config.seed,
             "fold": self.fold.index,
@@ -181,12 +181,12 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
     return Record.model_validate(
         {
             "study": config.name,
-            "model_label": config.model.label,
+            "model_label": config.label,
             "kind": config.model.role,
             "model": described(config.model),
             "settings": {
                 "input": config.input.model_dump(mode="json"),
-                "training": config.training.model_dump(mode="json"),
+                "training": config.training.described(),
             },
             "protocol": config.protocol.decisive(),
             "protocol_hash": config.protocol.hash,

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
 from stexpr.config import FrozenConfig, NetworkConfig, StudyConfig
+from stexpr.data.datasets import SpotDataset
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.stain_reference import stain_reference
@@ -37,6 +38,8 @@ from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+TISSUE_BYTES: Final = 4 * 2**30
+"""Larger patches for pre-training stay on disk where they would take more memory."""
 
 
 def window_px(config: StudyConfig, cohort: PreparedCohort) -> int:
@@ -103,7 +106,7 @@ def run_fold(
 
         if processes.on_first(hold):
             if config.model.role == "network":  # every study of a protocol passes by its baselines
-                report(f"{config.model.label}, fold {fold.index}: done before ({folder})")
+                report(f"{config.label}, fold {fold.index}: done before ({folder})")
             return folder
         job = _job(config, cohort, fold, split_hash, folder)
         began, trackers = time.monotonic(), list[Tracker]()
@@ -111,7 +114,7 @@ def run_fold(
         def conclude(predicted: Predicted) -> None:
             seconds = predicted.trained.seconds if predicted.trained else time.monotonic() - began
             record = _write(job, predicted, trackers, seconds)
-            report(f"{config.model.label}, fold {fold.index}: {_in_words(record)} ({folder})")
+            report(f"{config.label}, fold {fold.index}: {_in_words(record)} ({folder})")
 
         processes.on_first(lambda: _describe(job))
         if isinstance(config.model, NetworkConfig):
@@ -154,7 +157,9 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     needed = panel.without_auxiliary() if without_auxiliary(config) else panel
     seen = fold.train_sections if fold.inner_rule != "test" else (*fold.train_sections, *fold.test_sections)
     data = job.spots(seen, needed, in_memory=config.runtime.patches_in_memory)
-    training = NetworkTraining(config, fold, data, job.transform, job.folder, progress=progress, processes=processes)
+    training = NetworkTraining(
+        config, fold, data, job.transform, job.folder, progress=progress, processes=processes, tissue=_tissue(job)
+    )
     resumed = training.resume()
     metrics = None
     if processes.first:
@@ -167,6 +172,17 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     notes = [f"patches resized from {job.window_px} to {backbone.input_px} px"] if resized else []
     notes += ["no auxiliary gene passed the filter"] if not needed.auxiliary and not without_auxiliary(config) else []
     return _predict(job, trained, needed, mean, tuple(notes), processes)
+
+
+def _tissue(job: Job) -> Callable[[], SpotDataset] | None:
+    """Return what reads the training sections with all that is prepared around each spot, None where it is not wanted."""
+    pretrain, window_px = job.config.training.pretrain, job.cohort.window_px
+    if pretrain is None or pretrain.source == "spots" or window_px == job.window_px:
+        return None
+    n_spots = sum(len(job.cohort.spots(section)) for section in job.fold.train_sections)
+    fits = 3 * n_spots * window_px**2 <= TISSUE_BYTES
+    in_memory = job.config.runtime.patches_in_memory and fits
+    return lambda: replace(job, window_px=window_px).spots(job.fold.train_sections, in_memory=in_memory)
 
 
 def _run_frozen(job: Job, trackers: list[Tracker], stop: StopFlag) -> Predicted:

@@ -77,7 +77,7 @@ def slide_record(job: SlideJob, training: HeadTraining, model: BagModel, results
             "model_label": config.label,
             "kind": config.model.role,
             "model": {**model_values, "encoder": config.encoder_name},
-            "settings": {"training": config.training.model_dump(mode="json")},
+            "settings": {"training": config.training.described()},
             "protocol": config.protocol.decisive(),
             "protocol_hash": config.protocol.hash,
             "cohort": {
