@@ -82,6 +82,8 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
     assert load_study("mob").run_hash("x", {}) == "e55686a5bd98e4ef"
     assert described(NetworkConfig()).keys() == {"kind", "backbone", "pretrained", "auxiliary", "loss", "bias_init"}
     assert described(NetworkConfig(freeze="all"))["freeze"] == "all"
+    assert "pretrain" not in study().training.described()
+    assert study(training={"pretrain": {}}).training.described()["pretrain"]["epochs"] == 20
     assert study(runtime={"download": True}).run_hash("x", {}) == study().run_hash("x", {})
     assert study(model={"freeze": "all"}).run_hash("x", {}) != study().run_hash("x", {})
 
@@ -324,6 +326,7 @@ def test_what_cannot_change_a_result_keeps_the_run(changes: dict[str, Any]) -> N
         {"model": {"backbone": "resnet50"}},
         {"model": {"kind": "training_mean"}},
         {"training": {"lr": 1e-4}},
+        {"training": {"pretrain": {}}},
         {"input": {"window_px": 32}},
         {"protocol": {"panel": {"n_main": 10}}},
     ],

@@ -63,7 +63,11 @@ def test_without_changes_both_views_are_symmetries_of_one_window():
 
 def test_views_come_from_the_seed_alone_and_differ():
     patches = random_patches()
-    one, again, other = views(PretrainConfig(), patches), views(PretrainConfig(), patches), views(PretrainConfig(), patches, seed=1)
+    one, again, other = (
+        views(PretrainConfig(), patches),
+        views(PretrainConfig(), patches),
+        views(PretrainConfig(), patches, seed=1),
+    )
     assert torch.equal(one.first, again.first)
     assert torch.equal(one.second, again.second)
     assert not torch.equal(one.first, other.first)
