@@ -25,6 +25,7 @@ from stexpr.config import (
     resource_folder,
     validated,
 )
+from stexpr.config.any_study import load_any_study
 from stexpr.config.values import find_config, read_yaml, set_override
 from stexpr.errors import ConfigError
 
@@ -80,6 +81,9 @@ def test_every_study_that_comes_with_stexpr_is_valid() -> None:
 def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
     """The hash of the study `mob` and of its description, as the version before `model.weights` had them."""
     assert load_study("mob").run_hash("x", {}) == "e55686a5bd98e4ef"
+    changed = ["model.auxiliary.weight=0.5", "model.loss=mse_pearson", "seed=3"]
+    assert load_study("mob", changed).run_hash("x", {}) == "3e87058f7f99934e"
+    assert load_any_study("mutation").run_hash("x", "y", {}) == "a0c1005b79808cc5"
     assert described(NetworkConfig()).keys() == {"kind", "backbone", "pretrained", "auxiliary", "loss", "bias_init"}
     assert described(NetworkConfig(freeze="all"))["freeze"] == "all"
     assert "pretrain" not in study().training.described()

@@ -92,7 +92,6 @@ class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
     LATER: ClassVar[tuple[str, ...]] = ("pretrain",)
-    """As in `BackboneConfig`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -105,11 +104,6 @@ class TrainingConfig(Strict):
     patience: int = Field(8, ge=1, description="epochs without a better validation r before an inner training stops")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 autocast on CUDA, fp32 elsewhere")
     pretrain: PretrainConfig | None = Field(None, description="learn from patches alone first; {} takes the defaults")
-
-    def described(self) -> dict[str, Any]:
-        """Return what decides a result, in plain JSON values; keys that came later only where they are set."""
-        defaults = type(self).model_fields
-        return self.model_dump(mode="json", exclude={key for key in self.LATER if getattr(self, key) == defaults[key].default})
 
 
 class RuntimeConfig(Strict):
@@ -170,8 +164,7 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "seed"})
-        decisive["training"] = self.training.described()
+        decisive = {"input": self.input.described(), "training": self.training.described(), "seed": self.seed}
         decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 

@@ -29,7 +29,6 @@ class BackboneConfig(Strict):
     """Which backbone, and where its weights come from."""
 
     LATER: ClassVar[tuple[str, ...]] = ("weights",)
-    """Keys that came later: at their defaults they decide nothing, and earlier runs keep their hashes."""
     backbone: str = Field(
         "resnet18", description="a short name, any name of timm, hf-hub:OWNER/NAME, or local-dir:PATH in timm's format"
     )
@@ -53,9 +52,7 @@ class BackboneConfig(Strict):
         Raises:
             DataError: A file of weights cannot be read.
         """
-        defaults = type(self).model_fields
-        later = {key for key in self.LATER if getattr(self, key) == defaults[key].default}
-        values = self.model_dump(mode="json", exclude=later)
+        values = super().described()
         files = []
         if self.backbone.startswith(FOLDER):
             folder = Path(self.backbone.removeprefix(FOLDER))
@@ -242,4 +239,4 @@ def described(model: ModelConfig) -> dict[str, Any]:
     Raises:
         DataError: A file of weights cannot be read.
     """
-    return model.described() if isinstance(model, BackboneConfig) else model.model_dump(mode="json")
+    return model.described()

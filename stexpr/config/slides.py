@@ -271,6 +271,6 @@ class SlideStudyConfig(Strict):
             bags_hash: Content hash of the bags.
             fold: The fold as plain JSON values.
         """
-        decisive = {"training": self.training.described(), "seed": self.seed}
+        decisive: dict[str, Any] = {"training": self.training.described(), "seed": self.seed}
         decisive |= {"model": self.model.described(), "encoder": self.encoder_name, "protocol": self.protocol.decisive()}
         return content_hash({**decisive, "cohort": cohort_hash, "bags": bags_hash, "fold": fold})

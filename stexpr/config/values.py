@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +15,24 @@ from stexpr.errors import ConfigError, nearest
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys and values that are not finite."""
 
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Keys that came later: at their defaults they decide nothing, and earlier runs keep their hashes."""
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides a result, in plain JSON values; keys that came later only where they are set."""
+        return self.model_dump(mode="json", exclude=_not_set(self))
+
+
+def _not_set(config: Strict) -> dict[str, Any]:
+    """Return the later keys at their defaults, of a model and of those within it, as pydantic excludes them."""
+    fields = type(config).model_fields
+    left_out: dict[str, Any] = {key: True for key in config.LATER if getattr(config, key) == fields[key].default}
+    for key in fields.keys() - left_out.keys():
+        value = getattr(config, key)
+        if isinstance(value, Strict) and (inside := _not_set(value)):
+            left_out[key] = inside
+    return left_out
 
 
 def content_hash(value: Any) -> str:

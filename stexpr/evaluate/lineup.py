@@ -75,8 +75,8 @@ def _labels(records: Iterable[RunRecord]) -> dict[str, str]:
         leaves = Counter(key.rsplit(".", 1)[-1] for key in differing)
         for identity, values in settings.items():
             parts = []
-            for key in differing:
+            for key in (key for key in differing if key in values):  # one that came later is not there at its default
                 leaf = key.rsplit(".", 1)[-1]
-                parts.append(f"{leaf if leaves[leaf] == 1 else key}={values.get(key)}")
+                parts.append(f"{leaf if leaves[leaf] == 1 else key}={values[key]}")
             labels[identity] = f"{label} ({', '.join(parts)})" if parts else label
     return labels

@@ -184,10 +184,7 @@ def make_record(job: Job, predicted: Predicted, scores: Scores, seconds: float) 
             "model_label": config.label,
             "kind": config.model.role,
             "model": described(config.model),
-            "settings": {
-                "input": config.input.model_dump(mode="json"),
-                "training": config.training.described(),
-            },
+            "settings": {"input": config.input.described(), "training": config.training.described()},
             "protocol": config.protocol.decisive(),
             "protocol_hash": config.protocol.hash,
             "cohort": {"name": cohort.name, "hash": cohort.hash, "patients": cohort.patients, "details": details},

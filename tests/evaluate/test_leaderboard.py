@@ -171,6 +171,12 @@ def test_models_of_one_label_are_told_apart_by_what_differs(write_runs: Write) -
     assert board.models["model"].tolist()[:2] == ["tiny (lr=0.001)", "tiny (lr=0.01)"]
 
 
+def test_a_setting_that_came_later_names_only_the_model_that_has_it(write_runs: Write) -> None:
+    later = {"model_label": "tiny", "settings": {"input": {"window_px": 64}, "training": {"lr": 0.001, "mixup": 0.2}}}
+    board = leaderboard(write_runs({**MODELS, "later": (0.5, later)}))
+    assert sorted(board.models["model"].tolist()[:2]) == ["tiny", "tiny (mixup=0.2)"]
+
+
 def test_a_model_without_a_fold_is_listed_not_ranked(write_runs: Write) -> None:
     runs = write_runs({**MODELS, "wide": (0.9, {"model": {"kind": "network", "backbone": "wide"}})}, seeds=(0, 1))
     cut = [run for run in runs if not (run.record.model_label == "wide" and run.record.fold.index == 2)]
