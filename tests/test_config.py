@@ -90,6 +90,8 @@ def test_keys_that_came_later_leave_the_hash_of_earlier_runs() -> None:
     assert described(NetworkConfig())["auxiliary"] == {"weight": 1.0, "standardize": True}
     assert described(NetworkConfig(auxiliary=AuxiliaryConfig(n_genes=9)))["auxiliary"]["n_genes"] == 9
     assert study(training={"average": 0.9}).training.described() == study().training.described() | {"average": 0.9}
+    assert "pretrain" not in study().training.described()
+    assert study(training={"pretrain": {}}).training.described()["pretrain"]["epochs"] == 20
     assert study(runtime={"download": True}).run_hash("x", {}) == study().run_hash("x", {})
     assert study(model={"freeze": "all"}).run_hash("x", {}) != study().run_hash("x", {})
 
@@ -356,6 +358,7 @@ def test_what_cannot_change_a_result_keeps_the_run(changes: dict[str, Any]) -> N
         {"model": {"backbone": "resnet50"}},
         {"model": {"kind": "training_mean"}},
         {"training": {"lr": 1e-4}},
+        {"training": {"pretrain": {}}},
         {"input": {"window_px": 32}},
         {"protocol": {"panel": {"n_main": 10}}},
     ],

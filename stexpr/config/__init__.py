@@ -26,6 +26,7 @@ from stexpr.config.models import PermutedGenesConfig as PermutedGenesConfig
 from stexpr.config.models import SpotCoordinatesConfig as SpotCoordinatesConfig
 from stexpr.config.models import TrainingMeanConfig as TrainingMeanConfig
 from stexpr.config.models import described as described
+from stexpr.config.pretraining import PretrainConfig as PretrainConfig
 from stexpr.config.protocol import Colors as Colors
 from stexpr.config.protocol import ExpressionConfig as ExpressionConfig
 from stexpr.config.protocol import PanelConfig as PanelConfig
@@ -127,7 +128,7 @@ class InputConfig(Strict):
 class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("average", "mixup")
+    LATER: ClassVar[tuple[str, ...]] = ("average", "mixup", "pretrain")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -152,6 +153,7 @@ class TrainingConfig(Strict):
         description="each spot of a batch is mixed with another, patch and standardized targets, in shares drawn from "
         "Beta(mixup, mixup); 0 mixes none; needs the loss mse or huber, and one process",
     )
+    pretrain: PretrainConfig | None = Field(None, description="learn from patches alone first; {} takes the defaults")
 
 
 class RuntimeConfig(Strict):
@@ -203,11 +205,17 @@ class StudyConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _network_pretrained(self) -> "StudyConfig":
+        if self.training.pretrain is not None and self.model.kind != "network":
+            raise ValueError(f"training.pretrain is for model.kind=network, not {self.model.kind}; set it to null")
+        return self
+
     @property
     def label(self) -> str:
         """Name the study among the lines of a board."""
-        fields_px = self.input.fields_px
-        return self.model.label if fields_px is None else f"{self.model.label}, {len(fields_px)} fields"
+        fields = f", {len(self.input.fields_px)} fields" if self.input.fields_px is not None else ""
+        return self.model.label + fields + (", SimSiam" if self.training.pretrain is not None else "")
 
     def baseline(self, model: BaselineConfig) -> "StudyConfig":
         """Return the study of a baseline under the same protocol; studies that differ only in their network share it."""

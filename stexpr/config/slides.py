@@ -214,6 +214,13 @@ class HeadTrainingConfig(TrainingConfig):
             raise ValueError("bags of unlike sizes are not mixed; leave it out")
         return value
 
+    @field_validator("pretrain")
+    @classmethod
+    def _no_backbone(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("a slide head has no backbone to pre-train; pre-train the encoder of its bags in a study of spots")
+        return value
+
 
 class SlideStudyConfig(Strict):
     """One head over all folds of one cohort of slides."""

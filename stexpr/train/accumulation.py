@@ -43,8 +43,9 @@ class Accumulation:
         """
         if coupled:
             raise TrainingError(
-                f"out of memory with {self.at_a_time(n)} examples at a time, and this loss correlates over the batch, so "
-                "its parts would train another loss; lower training.batch_size, or take model.loss=mse"
+                f"out of memory with {self.at_a_time(n)} examples at a time, and this loss couples the examples of a "
+                "batch, so its parts would train another loss; lower training.batch_size (training.pretrain.batch_size in "
+                "self-supervised training), or take model.loss=mse"
             )
         if self.parts >= n:
             raise TrainingError("out of memory with one example at a time; take a smaller network or window")

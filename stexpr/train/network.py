@@ -19,7 +19,9 @@ from stexpr.models.augment import Share, augment
 from stexpr.models.low_rank import principal_components
 from stexpr.models.mixup import mix
 from stexpr.models.objectives import Objective, StandardizedRegression, make_objective
+from stexpr.models.selfsupervised import SimSiam
 from stexpr.models.spot import SpotRegressor, build_spot_regressor
+from stexpr.models.trainable import TrainableModel
 from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
@@ -27,6 +29,7 @@ from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsyn
 from stexpr.train.fused import FusedTraining
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
+from stexpr.train.pretrain import PHASE, Pretrained, pretraining
 from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.train.validation import Beside, validation_pearson
 from stexpr.types import Progress, SpotBatch, silent
@@ -53,7 +56,7 @@ class Trained:
     notes: tuple[str, ...] = ()
 
 
-class NetworkTraining(PhasedTraining[SpotRegressor]):
+class NetworkTraining(PhasedTraining[TrainableModel]):
     """All trainings of one fold, resumable at any step.
 
     Args:
@@ -65,6 +68,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         folder: The run's folder, for the checkpoint.
         progress: Shows the epochs of each training.
         processes: Who shares the training.
+        tissue: Reads the training sections for pre-training, with larger patches; None takes the dataset.
 
     Raises:
         TrainingError: Several processes would share a batch that is to be mixed.
@@ -80,6 +84,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         *,
         progress: Progress = silent,
         processes: Processes = ALONE,
+        tissue: Callable[[], SpotDataset] | None = None,
     ) -> None:
         assert isinstance(config.model, NetworkConfig)
         if config.training.mixup and processes.size > 1:
@@ -105,20 +110,30 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         self.accumulation = Accumulation(folder)
         fusion = config.model.fusion
         self.fused = FusedTraining(fusion, dataset, seed=config.seed, workers=config.runtime.workers) if fusion else None
+        self.tissue = tissue
+        self.pretrained: Pretrained | None = None
+        self.first_phase = PHASE if config.training.pretrain is not None else 0
 
     def run(
         self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
     ) -> Trained:
         """Train what the checkpoint does not hold yet; arguments and errors are those of `train`."""
         model = self.train(metrics, trackers, stop, resumed).model
+        assert isinstance(model, SpotRegressor)
         execution, notes = self._execution(model)
         if self.fused is not None:
             model.fuse(self.fused.fitted(model, self._rows(self.n_phases - 1)))
         return Trained(model, tuple(map(tuple, self.curves)), self.chosen_epochs, self.seconds, execution, notes)
 
-    def fit(self, index: int) -> Fit[SpotRegressor]:
-        """Make the training of a phase."""
+    def fit(self, index: int) -> Fit[Any]:
+        """Make the training of a phase; each after a pre-training starts from its weights."""
+        if index == PHASE:
+            spots = self.dataset if self.tissue is None else self.tissue()
+            window_px = (self.config.input.fields_px or (self.dataset.window_px,))[0]
+            return pretraining(self.config, self.fold, spots, window_px=window_px, processes=self.processes)
         model = build_network(self.config, self.dataset, self.training_rows, self.transform)
+        if self.pretrained is not None:
+            model.backbone.load_state_dict(self.pretrained.weights)
         model = self.processes.synchronized(model)
         train_rows = self._rows(index)
         validation = None
@@ -161,11 +176,26 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
             processes=self.processes,
         )
 
+    def ended(self, index: int, fit: Fit[Any]) -> None:
+        """Keep what the backbone learned before it learns expression."""
+        if isinstance(fit.model, SimSiam):
+            self.pretrained = Pretrained.of(fit)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what was learned in pre-training, nothing where there was none."""
+        return {} if self.pretrained is None else {"pretrained": dict(vars(self.pretrained))}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `extra_state` returned."""
+        self.pretrained = Pretrained(**state["pretrained"]) if state else None
+
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
         size, parts = self.processes.size, self.accumulation.parts
         execution = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
         note = self.accumulation.note(self.config.training.batch_size, size, batch_norm=normalizes_batches(model))
         notes = [note] if note else []
+        if self.pretrained is not None and self.config.training.pretrain is not None:
+            notes.append(self.pretrained.note(self.config.training.pretrain))
         if size > 1 and unsynchronized(model):
             notes.append(f"batch normalization saw only the spots of one of {size} processes at a time")
         return execution, tuple(notes)

@@ -22,6 +22,9 @@ Model = TypeVar("Model", bound=TrainableModel)
 class PhasedTraining(abc.ABC, Generic[Model]):
     """All trainings of one fold, resumable at any step.
 
+    Attributes:
+        first_phase: Number of the first training; one below 0 comes before the inner ones, which start at 0.
+
     Args:
         folder: The run's folder, for the checkpoint.
         fold: Its number, for messages.
@@ -32,6 +35,8 @@ class PhasedTraining(abc.ABC, Generic[Model]):
         progress: Shows the epochs of each training.
         processes: Who shares the training.
     """
+
+    first_phase: int = 0
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class PhasedTraining(abc.ABC, Generic[Model]):
 
     @abc.abstractmethod
     def fit(self, index: int) -> Fit[Model]:
-        """Make the training of a phase: inner ones from 0, then the final one, of `n_epochs_of` epochs."""
+        """Make the training of a phase, from `first_phase`: inner ones from 0, then the final one, of `n_epochs_of` epochs."""
 
     def ended(self, index: int, fit: Fit[Model]) -> None:
         """Take what is needed of a phase before its network is let go."""
@@ -91,6 +96,8 @@ class PhasedTraining(abc.ABC, Generic[Model]):
 
     def phase_name(self, index: int) -> str:
         """Name a phase for a person."""
+        if index < 0:
+            return "self-supervised"
         return f"inner {index}" if index < self.n_inner else "final"
 
     def train(
@@ -108,7 +115,7 @@ class PhasedTraining(abc.ABC, Generic[Model]):
             InterruptedTrainingError: A signal arrived; the state is saved.
             TrainingError: A loss is not finite, or there is no memory for one example; the note names the fold.
         """
-        first = int(resumed["phase"]) if resumed else 0
+        first = int(resumed["phase"]) if resumed else self.first_phase
         self.curves = list(resumed["curves"]) if resumed else []
         self.seconds = float(resumed["seconds"]) if resumed else 0.0
         if resumed:
@@ -124,7 +131,7 @@ class PhasedTraining(abc.ABC, Generic[Model]):
                 if out_of_memory(err):  # outside of a step, where smaller parts would not help
                     raise TrainingError(f"out of memory: {err}; take a smaller network or training.batch_size") from err
                 raise
-            if index < self.n_inner:
+            if 0 <= index < self.n_inner:
                 self.curves.append(fit.state.curve)
             self.ended(index, fit)
         return fit

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
 from stexpr.config import FrozenConfig, NetworkConfig, StudyConfig
+from stexpr.data.datasets import SpotDataset
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold, write_folds
 from stexpr.data.stain_reference import stain_reference
@@ -37,6 +38,8 @@ from stexpr.train.tracking import MetricsFile, Tracker
 from stexpr.types import Progress, silent
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+TISSUE_BYTES: Final = 4 * 2**30
+"""Larger patches for pre-training stay on disk where they would take more memory."""
 
 
 def window_px(config: StudyConfig, cohort: PreparedCohort) -> int:
@@ -161,7 +164,9 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     needed = panel.without_auxiliary() if without_auxiliary(config) else panel
     seen = fold.train_sections if fold.inner_rule != "test" else (*fold.train_sections, *fold.test_sections)
     data = job.spots(seen, needed, in_memory=config.runtime.patches_in_memory)
-    training = NetworkTraining(config, fold, data, job.transform, job.folder, progress=progress, processes=processes)
+    training = NetworkTraining(
+        config, fold, data, job.transform, job.folder, progress=progress, processes=processes, tissue=_tissue(job)
+    )
     resumed = training.resume()
     metrics = None
     if processes.first:
@@ -178,6 +183,17 @@ def _run_network(job: Job, trackers: list[Tracker], stop: StopFlag, processes: P
     found, asked = len(needed.auxiliary), most_auxiliary(config)
     notes += [f"{found} auxiliary genes passed the filter, {asked} were asked for"] if 0 < found < (asked or 0) else []
     return _predict(job, trained, needed, mean, tuple(notes), processes)
+
+
+def _tissue(job: Job) -> Callable[[], SpotDataset] | None:
+    """Return what reads the training sections with all that is prepared around each spot, None where it is not wanted."""
+    pretrain, window_px = job.config.training.pretrain, job.cohort.window_px
+    if pretrain is None or pretrain.source == "spots" or window_px == job.window_px:
+        return None
+    n_spots = sum(len(job.cohort.spots(section)) for section in job.fold.train_sections)
+    fits = 3 * n_spots * window_px**2 <= TISSUE_BYTES
+    in_memory = job.config.runtime.patches_in_memory and fits
+    return lambda: replace(job, window_px=window_px).spots(job.fold.train_sections, in_memory=in_memory)
 
 
 def _run_frozen(job: Job, trackers: list[Tracker], stop: StopFlag) -> Predicted:

@@ -131,6 +131,9 @@ def _seconds(cohort: PreparedCohort, config: StudyConfig, fold: Fold, probe: Pro
     if isinstance(config.model, FrozenConfig):
         return views * spots_of((*fold.train_sections, *fold.test_sections)) * probe.spot_s
     total = 0.0
+    if training.pretrain is not None:  # two views of each patch
+        share = probe.step_s / training.batch_size
+        total += training.pretrain.epochs * 2 * spots_of(fold.train_sections) * share
     for inner in fold.inner:
         train, validation = (
             sum(spots_of([section]) if codes is None else len(codes) for section, codes in part.items())
