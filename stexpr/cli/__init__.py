@@ -119,15 +119,23 @@ def convert(
 
 @app.command()
 def train(
-    study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with stexpr.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study: a YAML file, or the name of one that comes with stexpr. Or a prepared cohort, which is trained as "
+            "the best study is."
+        ),
+    ],
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Train all folds of a study of spots or slides, and its baselines; what is done already is not done again."""
     from stexpr.config.any_study import load_any_study
+    from stexpr.train.default import default_study, is_prepared
     from stexpr.train.study import run_study
 
-    loaded = load_any_study(study, overrides or [])
+    asked = overrides or []
+    loaded = default_study(Path(study), asked) if is_prepared(Path(study)) else load_any_study(study, asked)
     with terminal.bar() as progress:
         run_study(loaded, runs, progress=progress, report=terminal.say)
 
