@@ -32,7 +32,11 @@ class AuxiliaryConfig(Strict):
 class FusionConfig(Strict):
     """Late fusion: components of expression regressed on colors and textures in closed form, averaged with the network."""
 
-    share: float = Field(0.5, gt=0, le=1, description="of the regression in the prediction; 1 leaves the network unheard")
+    share: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="of the regression in the prediction: 1 leaves the network unheard, `auto` takes what is best on inner "
+        "validation, and one half where there is none",
+    )
     components: int = Field(20, ge=1, description="principal components of the training spots' standardized expression")
     radii_px: tuple[int, ...] = Field(RADII_PX, description="of the discs described; those that fit the window are used")
     landmarks: int = Field(2000, ge=2, description="most training spots that the Gaussians are about; a random part of more")

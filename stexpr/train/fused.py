@@ -1,6 +1,6 @@
 """The descriptor regression of a fold's network: described once, fitted for every inner training and for the final one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -21,6 +21,9 @@ __all__ = ["FusedTraining"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+SHARES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""What `auto` chooses from."""
+_WITHOUT_VALIDATION: Final = 0.5
 _BATCH: Final = 32
 _SLABS: Final = 4
 
@@ -33,6 +36,9 @@ class FusedTraining:
         dataset: The spots.
         seed: Of the landmarks.
         workers: Loader processes, where patches are on disk.
+
+    Attributes:
+        curves: By inner training and epoch, the validation r with each share tried; the checkpoint keeps it.
     """
 
     def __init__(self, config: FusionConfig, dataset: SpotDataset, *, seed: int, workers: int = 0) -> None:
@@ -40,14 +46,44 @@ class FusedTraining:
         self.dataset = dataset
         self.seed = seed
         self.workers = workers
+        self.curves: dict[int, list[list[float]]] = {}
         self._described: dict[Group, Float32[Array, "S _"]] | None = None
 
-    def fitted(self, model: SpotRegressor, rows: Int64[Tensor, "S"]) -> DescriptorRegression:
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares of the regression that are tried."""
+        return SHARES if self.config.share == "auto" else (self.config.share,)
+
+    def best(self, phase: int, score: Callable[[Float32[Array, "S G"]], float], network: Array, regression: Array) -> float:
+        """Score a network with each share of the regression beside it.
+
+        Args:
+            phase: The inner training.
+            score: Of a prediction.
+            network: Predicted by the network after an epoch.
+            regression: Predicted by the regression.
+
+        Returns:
+            The highest score.
+        """
+        scores = [score((1 - share) * network + share * regression) for share in self.shares]
+        self.curves.setdefault(phase, []).append(scores)
+        return max(scores)
+
+    def chosen_share(self, epochs: int) -> float:
+        """Return the share with the highest score at an epoch, averaged over the inner trainings."""
+        if not self.curves:
+            return _WITHOUT_VALIDATION if self.config.share == "auto" else self.config.share
+        scores = np.mean([curve[epochs - 1] for curve in self.curves.values()], axis=0)
+        return self.shares[int(scores.argmax())]
+
+    def fitted(self, model: SpotRegressor, rows: Int64[Tensor, "S"], share: float = 1.0) -> DescriptorRegression:
         """Fit on some spots, training spots only.
 
         Args:
             model: Its main head says what standardized expression is.
             rows: The spots.
+            share: Of the regression in the prediction of a model it is fused with.
         """
         objective = model.main_objective
         assert isinstance(objective, StandardizedRegression)
@@ -75,7 +111,7 @@ class FusedTraining:
             self.config.radii_px,
             n_landmarks=max(len(fitted.landmarks) for fitted in maps),
             axes=torch.from_numpy(axes.astype(np.float32)),
-            share=self.config.share,
+            share=share,
         )
         regression.fill(maps)
         return regression

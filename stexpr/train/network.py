@@ -31,7 +31,7 @@ from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
 from stexpr.train.pretrain import PHASE, Pretrained, pretraining
 from stexpr.train.tracking import MetricsFile, Tracker
-from stexpr.train.validation import Beside, validation_pearson
+from stexpr.train.validation import section_pearson, validation_pearson, validation_prediction
 from stexpr.types import Progress, SpotBatch, silent
 
 
@@ -122,7 +122,10 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
         assert isinstance(model, SpotRegressor)
         execution, notes = self._execution(model)
         if self.fused is not None:
-            model.fuse(self.fused.fitted(model, self._rows(self.n_phases - 1)))
+            share = self.fused.chosen_share(self.chosen_epochs)
+            if share:
+                model.fuse(self.fused.fitted(model, self._rows(self.n_phases - 1), share))
+            notes = (*notes, f"the regression on descriptors has a share of {share:g} in the prediction, the network the rest")
         return Trained(model, tuple(map(tuple, self.curves)), self.chosen_epochs, self.seconds, execution, notes)
 
     def fit(self, index: int) -> Fit[Any]:
@@ -139,7 +142,7 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
         validation = None
         if index < self.n_inner:
             rows = self.dataset.rows(self.fold.inner[index].validation)
-            validation = Validation("pearson", self._measure(model, train_rows, rows))
+            validation = Validation("pearson", self._measure(index, model, train_rows, rows))
         return Fit(
             model,
             self.dataset,
@@ -159,22 +162,21 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
         """Return the spots that a phase trains on."""
         return self.dataset.rows(self.fold.inner[index].train) if index < self.n_inner else self.training_rows
 
-    def _measure(self, model: SpotRegressor, train_rows: Int64[Tensor, "S"], rows: Int64[Tensor, "V"]) -> Callable[[], float]:
-        """Return what measures the network after each epoch, with what is fused with it in the end."""
-        beside = None
-        if self.fused is not None:
-            regression = self.fused.fitted(model, train_rows)
-            beside = Beside(self.fused.expression(regression, model, rows), regression.share)
-        return partial(
-            validation_pearson,
-            model,
-            self.dataset,
-            rows,
-            self.transform,
-            self.config.training,
-            beside=beside,
-            processes=self.processes,
-        )
+    def _measure(
+        self, index: int, model: SpotRegressor, train_rows: Int64[Tensor, "S"], rows: Int64[Tensor, "V"]
+    ) -> Callable[[], float]:
+        """Return what measures the network of an inner training after each epoch, with what is fused with it in the end."""
+        data, transform, training, processes = self.dataset, self.transform, self.config.training, self.processes
+        fused = self.fused
+        if fused is None:
+            return partial(validation_pearson, model, data, rows, transform, training, processes=processes)
+        beside = fused.expression(fused.fitted(model, train_rows), model, rows)
+
+        def measure() -> float:
+            own = validation_prediction(model, data, rows, training, processes=processes)
+            return fused.best(index, lambda predicted: section_pearson(predicted, data, rows, transform), own, beside)
+
+        return measure
 
     def ended(self, index: int, fit: Fit[Any]) -> None:
         """Keep what the backbone learned before it learns expression."""
@@ -182,12 +184,15 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
             self.pretrained = Pretrained.of(fit)
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what was learned in pre-training, nothing where there was none."""
-        return {} if self.pretrained is None else {"pretrained": dict(vars(self.pretrained))}
+        """Return what was learned in pre-training and measured of what is fused, nothing where there was neither."""
+        state: dict[str, Any] = {} if self.pretrained is None else {"pretrained": dict(vars(self.pretrained))}
+        return state | ({"shares": self.fused.curves} if self.fused is not None else {})
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from what `extra_state` returned."""
-        self.pretrained = Pretrained(**state["pretrained"]) if state else None
+        self.pretrained = Pretrained(**state["pretrained"]) if "pretrained" in state else None
+        if self.fused is not None:
+            self.fused.curves = dict(state.get("shares", {}))
 
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
         size, parts = self.processes.size, self.accumulation.parts

@@ -1,6 +1,6 @@
 """What is measured after each epoch, and the number of epochs it chooses."""
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -18,13 +18,6 @@ from stexpr.train.distributed import ALONE, Processes
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class Beside(NamedTuple):
-    """Predictions that a network's are averaged with, and their share."""
-
-    expression: Float32[Array, "S G"]
-    share: float
-
-
 def validation_pearson(
     model: SpotRegressor,
     dataset: SpotDataset,
@@ -32,29 +25,53 @@ def validation_pearson(
     transform: ExpressionTransform,
     training: TrainingConfig,
     *,
-    beside: Beside | None = None,
     processes: Processes = ALONE,
 ) -> float:
-    """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0.
+    """Return the mean over sections of the mean per-gene r of a model, as it is after an epoch.
 
     Args:
-        model: The model, as it is after an epoch.
+        model: The model.
         dataset: Where the rows are read.
         rows: Validation spots.
         transform: Unit of expression.
         training: Batch size and precision.
-        beside: What the predictions are averaged with, None for nothing.
         processes: Who shares the spots; each gets the same r.
+
+    Raises:
+        TrainingError: As for `section_pearson`.
+    """
+    return section_pearson(validation_prediction(model, dataset, rows, training, processes=processes), dataset, rows, transform)
+
+
+def validation_prediction(
+    model: SpotRegressor,
+    dataset: SpotDataset,
+    rows: Int64[Tensor, "S"],
+    training: TrainingConfig,
+    *,
+    processes: Processes = ALONE,
+) -> Float32[Array, "S G"]:
+    """Predict validation spots, each process its share of them; arguments as for `validation_pearson`."""
+    own = processes.share(rows)
+    return processes.gather(
+        predict_expression(model, dataset, own, batch_size=training.batch_size, precision=training.precision)
+    )
+
+
+def section_pearson(
+    predicted: Float32[Array, "S G"], dataset: SpotDataset, rows: Int64[Tensor, "S"], transform: ExpressionTransform
+) -> float:
+    """Return the mean over sections of the mean per-gene r; a constant prediction counts as 0.
+
+    Args:
+        predicted: Expression of the rows.
+        dataset: Where what was measured is read.
+        rows: The spots.
+        transform: Unit of expression.
 
     Raises:
         TrainingError: No gene varies over the spots of any section.
     """
-    own = processes.share(rows)
-    predicted = processes.gather(
-        predict_expression(model, dataset, own, batch_size=training.batch_size, precision=training.precision)
-    )
-    if beside is not None:
-        predicted = (1 - beside.share) * predicted + beside.share * beside.expression
     measured = transform(dataset.counts_main[rows].numpy(), dataset.library[rows].numpy())
     sections = dataset.spots["section"].to_numpy()[rows.numpy()]
     means = []

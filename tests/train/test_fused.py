@@ -15,11 +15,11 @@ from stexpr.data.stain import STANDARD
 from stexpr.evaluate.records import read_predictions, read_record
 from stexpr.models.export import load_model
 from stexpr.panel import ExpressionTransform
+from stexpr.train.checkpoint import InterruptedTrainingError, StopFlag
 from stexpr.train.fused import FusedTraining
 from stexpr.train.network import build_network
 from stexpr.train.spots import SpotStudy
 from stexpr.train.study import run_study
-from stexpr.train.validation import Beside, validation_pearson
 
 Study = Callable[..., StudyConfig]
 FUSED = ("folds=[0]", "model.fusion={radii_px: [4, 8, 12], components: 5}", "input.colors=standardized")
@@ -103,16 +103,55 @@ def test_one_section_is_divided_into_slabs_and_patches_on_disk_give_the_same(stu
     np.testing.assert_array_equal(*fits)
 
 
-def test_predictions_beside_are_averaged_before_they_are_scored(study: Study):
-    config = study()
-    _, dataset, transform = opened(config)
-    rows = torch.arange(len(dataset))
-    model = build_network(config, dataset, rows, transform)
-    measured = transform(dataset.counts_main.numpy(), dataset.library.numpy())
-    score = validation_pearson(model, dataset, rows, transform, config.training, beside=Beside(measured, 1.0))
-    assert score == pytest.approx(1.0, abs=1e-6)
-    half = validation_pearson(model, dataset, rows, transform, config.training, beside=Beside(measured, 0.5))
-    assert validation_pearson(model, dataset, rows, transform, config.training) < half < 1
+def test_the_share_is_chosen_over_the_inner_trainings_at_the_epoch_taken(study: Study):
+    config = study("folds=[0]", "model.fusion={}")
+    own, dataset, _ = opened(config)
+    fused = FusedTraining(FusionConfig(), dataset, seed=0)
+    assert fused.chosen_share(1) == 0.5
+    truth = np.linspace(0, 1, 6, dtype=np.float32).reshape(6, 1)
+    away = truth.max() - truth
+
+    def score(predicted: np.ndarray) -> float:
+        return -float(np.abs(predicted - 0.7 * truth - 0.3 * away).max())
+
+    assert fused.best(0, score, away, truth) == pytest.approx(-0.1, abs=1e-6)  # 0.6 and 0.8 are equally far from 0.7
+    fused.best(1, score, truth, away)
+    fused.best(0, score, truth, truth)
+    assert fused.chosen_share(1) in (0.4, 0.6)
+    assert FusedTraining(FusionConfig(share=0.3), dataset, seed=0).chosen_share(5) == 0.3
+    assert own.folds
+
+
+def test_a_fused_training_that_is_stopped_goes_on_as_if_it_had_not_been(study: Study, baselines: Callable, tmp_path: Path):
+    config = study("folds=[0]", "model.fusion={radii_px: [4, 8], components: 3}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for runs in (whole, parts):
+        baselines(runs)
+    once = run_study(config, whole)[0]
+    own = SpotStudy(config)
+    fold = own.fold(config, 0)
+
+    class StopAt(StopFlag):
+        """Raises at the n-th question, as a signal would."""
+
+        asked = 0
+
+        def agree(self, processes: object) -> None:
+            self.asked += 1
+            if self.asked == self.at:
+                self.signal_number = 15
+
+    for at in (2, 9, 14):
+        stop = StopAt()
+        stop.at = at  # type: ignore[attr-defined]
+        with pytest.raises(InterruptedTrainingError):
+            own.run(config, fold, parts, stop=stop)
+    again = run_study(config, parts)[0]
+    assert (again / "metrics.jsonl").read_text() == (once / "metrics.jsonl").read_text()
+    np.testing.assert_array_equal(read_predictions(again).X, read_predictions(once).X)
+    notes = read_record(again).notes
+    assert notes == read_record(once).notes
+    assert any("share of" in note for note in notes)
 
 
 def test_another_share_is_another_run(study: Study):
