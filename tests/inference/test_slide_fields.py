@@ -70,4 +70,4 @@ def test_a_spot_needs_all_its_fields_on_the_image(model: Any, tmp_path: Path) ->
     with pytest.raises(DataError, match="1 of 3 spots"):
         stexpr.tl.embed(adata, model, edge="raise", **options)
     alone = stexpr.tl.embed(adata[[0]].copy(), model, copy=True, **options)
-    assert json.loads(alone.uns["stexpr"])["X_stexpr"]["fields_px"] == [16, 64]
+    assert json.loads(alone.uns["stexpr"])["tl"]["X_stexpr"]["fields_px"] == [16, 64]
