@@ -99,7 +99,10 @@ class Backbone(nn.Module):
         if self.input_px != self.window_px:
             side = (self.input_px, self.input_px)
             images = functional.interpolate(images, size=side, mode="bilinear", antialias=True, align_corners=False)
-        return images.sub_(self.mean_rgb[:, None, None]).div_(self.sd_rgb[:, None, None])
+        # along whole rows of pixels: along three channels a CPU goes number by number, and takes four times as long
+        rows = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
+        rows.sub_(self.mean_rgb.repeat(self.input_px)).div_(self.sd_rgb.repeat(self.input_px))
+        return torch.unflatten(rows, 2, (self.input_px, 3)).permute(0, 3, 1, 2)
 
     def forward(self, images: Float[Tensor, "B 3 P P"]) -> Float[Tensor, "B D"]:
         """Return the features of preprocessed images."""
