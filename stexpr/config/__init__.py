@@ -6,7 +6,7 @@ and the fold make the hash that names a run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +90,8 @@ class InputConfig(Strict):
 class TrainingConfig(Strict):
     """The optimizer and its schedule."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("compile",)
+    """As in `BackboneConfig`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -101,6 +103,15 @@ class TrainingConfig(Strict):
     clip_norm: float | None = Field(1.0, gt=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation r before an inner training stops")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="`auto`: bf16 autocast on CUDA, fp32 elsewhere")
+    compile: bool = Field(
+        False,
+        description="torch.compile of the loss: minutes at the start, faster steps after, and results that differ by rounding",
+    )
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides a result, in plain JSON values; keys that came later only where they are set."""
+        defaults = type(self).model_fields
+        return self.model_dump(mode="json", exclude={key for key in self.LATER if getattr(self, key) == defaults[key].default})
 
 
 class RuntimeConfig(Strict):
@@ -155,7 +166,8 @@ class StudyConfig(Strict):
         Returns:
             Sixteen hexadecimal digits.
         """
-        decisive = self.model_dump(mode="json", include={"input", "training", "seed"})
+        decisive = self.model_dump(mode="json", include={"input", "seed"})
+        decisive["training"] = self.training.described()
         decisive["model"] = described(self.model)
         return content_hash({**decisive, "protocol": self.protocol.decisive(), "cohort": cohort_hash, "fold": fold})
 

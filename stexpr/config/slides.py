@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stexpr.config import RuntimeConfig, TrainingConfig
 from stexpr.config.models import Role
@@ -207,6 +207,13 @@ class HeadTrainingConfig(TrainingConfig):
     patience: int = Field(40, ge=1, description="epochs without a better inner validation before an inner training stops")
     patches: int | None = Field(None, ge=1, description="patches of a patient drawn each epoch; null trains on all")
 
+    @field_validator("compile")
+    @classmethod
+    def _nothing_to_compile(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("bags have as many sizes as slides, and a head would be compiled for each; leave it out")
+        return value
+
 
 class SlideStudyConfig(Strict):
     """One head over all folds of one cohort of slides."""
@@ -264,6 +271,6 @@ class SlideStudyConfig(Strict):
             bags_hash: Content hash of the bags.
             fold: The fold as plain JSON values.
         """
-        decisive = self.model_dump(mode="json", include={"training", "seed"})
+        decisive = {"training": self.training.described(), "seed": self.seed}
         decisive |= {"model": self.model.described(), "encoder": self.encoder_name, "protocol": self.protocol.decisive()}
         return content_hash({**decisive, "cohort": cohort_hash, "bags": bags_hash, "fold": fold})

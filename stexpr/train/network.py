@@ -19,6 +19,7 @@ from stexpr.models.spot import SpotRegressor, build_spot_regressor
 from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.compiling import Compiling
 from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsynchronized
 from stexpr.train.loop import Fit, Validation
 from stexpr.train.phases import PhasedTraining
@@ -90,6 +91,7 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
         self.transform = transform
         self.training_rows = dataset.rows(dict.fromkeys(fold.train_sections))
         self.accumulation = Accumulation(folder)
+        self.compiling = Compiling() if config.training.compile else None
 
     def run(
         self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
@@ -125,11 +127,13 @@ class NetworkTraining(PhasedTraining[SpotRegressor]):
             workers=self.config.runtime.workers,
             processes=self.processes,
             accumulation=self.accumulation,
+            compiling=self.compiling,
         )
 
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
         size, parts = self.processes.size, self.accumulation.parts
-        execution = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
+        execution: dict[str, Any] = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
+        execution |= {"compile": self.compiling.described()} if self.compiling is not None else {}
         note = self.accumulation.note(self.config.training.batch_size, size, batch_norm=normalizes_batches(model))
         notes = [note] if note else []
         if size > 1 and unsynchronized(model):

@@ -76,7 +76,7 @@ def test_loader_processes_wait_for_the_next_pass(cohort: PreparedCohort) -> None
     for order in (parts, parts[::-1], parts[:1]):
         for part, patches in zip(order, files.batches(order, CPU, 1), strict=True):
             np.testing.assert_array_equal(patches.numpy(), whole[part.numpy()])
-    assert all(np.array_equal(patches, whole[part]) for part, patches in zip(parts, alone, strict=True))
+    assert all(np.array_equal(patches, whole[part.numpy()]) for part, patches in zip(parts, alone, strict=True))
     (kept,) = files._idle.values()
     first = next(files.batches(parts, CPU, 1))  # broken off: the loader in use then is let go
     assert torch.equal(first, alone[0])
