@@ -9,9 +9,7 @@ Writes benchmarks/results/speed-slide.json; `--quick` runs a small size to see t
 prints where the time of the largest slide goes.
 """
 
-import os
-
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before NumPy is imported
+import comparison  # isort: split
 
 import argparse
 import cProfile
@@ -128,12 +126,6 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def device() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, 1 of {os.cpu_count()} cores, shared with other work"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -157,7 +149,7 @@ def main() -> None:
         "model": f"tiny, {N_GENES} genes, patches of {WINDOW_PX} px, {BANK:,} training patches to compare with",
         "slides": rows,
         "line": line,
-        "device": device(),
+        "device": comparison.cpu(),
         "versions": {
             "python": platform.python_version(),
             **versions((*PACKAGES, "tifffile", "imagecodecs", "h5py")),
