@@ -27,24 +27,23 @@ from stexpr.models.export import load_model
 
 COHORT = (("resnet18", 64, 1000), ("efficientnet_b0", 64, 1000), ("resnet18", 224, 128), ("efficientnet_b0", 224, 128))
 """Backbone, window in px, spots."""
-SLIDE = ("resnet18", "efficientnet_b0", "resnet50")
+SLIDE = ("resnet18", "efficientnet_b0")
 SLIDE_PX, WINDOW_PX, BATCH, BAR = 224 * 26, 224, 32, 0.90
 
 
 def rows(quick: bool) -> list[comparison.Row]:
-    cohort, slide, side, turns = (COHORT, SLIDE, SLIDE_PX, 5) if not quick else ((("resnet18", 24, 32),), SLIDE[:1], 5000, 1)
+    cohort, slide = ((("mobilenetv3_small_050", 32, 32),), ("mobilenetv3_small_050",)) if quick else (COHORT, SLIDE)
+    stride, turns = (6, 1) if quick else (1, 3)
     found: list[comparison.Row] = []
     with prepared(quick) as path:
         for name, window_px, n in cohort:
-            found.append(
-                of_cohort(Spots.of(path, f"input.window_px={window_px}", "runtime.patches_in_memory=false"), name, n, turns)
-            )
+            spots = Spots.of(path, f"input.window_px={window_px}", "runtime.patches_in_memory=false")
+            found.append(of_cohort(spots, name, n, 2 * turns))
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "slide.tif"
-        write_large_slide(image, width=side, height=side, n_blocks=1, mpp=MPP)
+        write_large_slide(image, width=SLIDE_PX, height=SLIDE_PX, n_blocks=1, mpp=MPP)
         for name in slide:
-            for row in of_slide(image, Path(folder) / name, name, 3 if turns > 1 else 1):
-                found.append(row)
+            found += of_slide(image, Path(folder) / name, name, stride * WINDOW_PX * MPP, turns)
     return found
 
 
@@ -76,18 +75,19 @@ def of_cohort(spots: Spots, name: str, n: int, turns: int) -> comparison.Row:
     )
 
 
-def of_slide(image: Path, folder: Path, name: str, turns: int) -> list[comparison.Row]:
+def of_slide(image: Path, folder: Path, name: str, stride_um: float, turns: int) -> list[comparison.Row]:
     write_model(folder, name)
     model = load_model(folder)
     net = plain_network(name, WINDOW_PX, 0).eval()
-    n = len(embed_slide(image, model, folder / "bag.h5", settings=EmbedSettings(symmetries=False)))
+    settings = EmbedSettings(symmetries=False, stride_um=stride_um)
+    n = embed_slide(image, model, folder / "bag.h5", settings=settings).n
     images = torch.randn(n, 3, WINDOW_PX, WINDOW_PX).contiguous(memory_format=torch.channels_last)
 
     def embed() -> None:
-        embed_slide(image, model, folder / "bag.h5", settings=EmbedSettings(symmetries=False), batch_size=BATCH)
+        embed_slide(image, model, folder / "bag.h5", settings=settings, batch_size=BATCH)
 
     def predict() -> None:
-        predict_slide(image, model, folder / "slide.h5ad", symmetries=False, batch_size=BATCH)
+        predict_slide(image, model, folder / "slide.h5ad", stride_um=stride_um, symmetries=False, batch_size=BATCH)
 
     return [
         compare(f"{path}, {name}, {WINDOW_PX} px", call, lambda: bare(net, images), n, turns, "a TIFF pyramid of JPEG tiles")
