@@ -55,7 +55,8 @@ def bare(net: nn.Module, images: Tensor) -> None:
 
 
 def of_cohort(spots: Spots, name: str, n: int, turns: int) -> comparison.Row:
-    data, use = spots.data, torch.arange(n)
+    data = spots.data
+    use = torch.arange(min(n, len(data)))
     backbone = create_backbone(name, window_px=data.window_px).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     images = torch.cat(
         [backbone.preprocess(batch.patches) for batch in data.batches(even_parts(use, BATCH), device=torch.device("cpu"))]
@@ -69,7 +70,7 @@ def of_cohort(spots: Spots, name: str, n: int, turns: int) -> comparison.Row:
         f"embedding a cohort, {name}, {data.window_px} px",
         ours,
         lambda: bare(net, images),
-        n,
+        len(use),
         turns,
         "patches from their files",
     )

@@ -12,7 +12,7 @@ import torch
 
 from spots import PACKAGES, TEN, Bare, Spots, prepared
 
-BATCH, STEPS, TURNS = 16, 3, 7
+BATCH, STEPS, TURNS = 16, 2, 11
 BAR = 0.95
 
 
