@@ -20,6 +20,7 @@ help:
 	@echo "make demo    install stexpr into $(VENV) and run 'stexpr demo' (a few minutes, most of it the installation)"
 	@echo "make test    install it with its test tools, then lint, check types and run all tests with coverage"
 	@echo "make docs    install what builds the documentation, run the tutorials and write docs/build/html (some minutes)"
+	@echo "make bench-gpu  the speed table and the ten-backbone sweep on a GPU, over the prepared cohorts in cohorts/"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   remove what builds, tests and the demo left; $(VENV) stays"
 
@@ -33,6 +34,13 @@ docs: $(VENV)/.installed-docs
 	$(TEST_ENV) STEXPR_DATA=$(STEXPR_DATA) STEXPR_WORK=$(CURDIR)/docs/build/work \
 		$(BIN)/python -m sphinx -W --keep-going -d docs/build/doctrees docs docs/build/html
 	@echo "open docs/build/html/index.html in a browser"
+
+# Where there is a GPU; the machine's own Python will do if it has torch and timm: make bench-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+GPU_OUT ?= benchmarks/results
+
+bench-gpu:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py cohorts $(GPU_OUT)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

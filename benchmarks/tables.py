@@ -64,12 +64,16 @@ def inflation(cohort: str) -> str:
 
 
 def speed(_: str) -> str:
-    """The measured ratios of the metrics."""
+    """Ours beside a peer, of every result of benchmarks/speed that has such rows."""
     rows = []
-    for row in json.loads((RESULTS / "speed-metrics.json").read_text(encoding="utf-8")):
-        figures = [f"{row[key]:,.0f}" if row[key] >= 100 else f"{row[key]:.3g}" for key in ("ours", "peer", "ratio")]
-        rows.append([f"`{row['path']}`", *figures, f"{row['bar']:g}"])
-    return table(["path", "ours, s", "scipy loop, s", "times as fast", "must reach"], rows)
+    for path in sorted(RESULTS.glob("speed-*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")).get("rows", []):
+            figures = [f"{row[key]:,.0f}" if row[key] >= 100 else f"{row[key]:.3g}" for key in ("ours", "peer", "ratio")]
+            name = row["path"].replace("_", " ")
+            rows.append(
+                [f"[{name}](results/{path.name})", *figures, f"{row['must']} {row['bar']:g}", row["unit"], row["device"]]
+            )
+    return table(["path", "ours", "peer", "ratio", "must reach", "unit", "device"], rows)
 
 
 def slides(_: str) -> str:
@@ -151,15 +155,6 @@ def pairs(_: str) -> str:
                 bounds = f"{number(test['low'])} to {number(test['high'])}"
                 rows.append([test["target"], test["a"], test["b"], number(test["difference"]), bounds, f"{test['p']:.4f}"])
     return table(["target", "a", "b", "a − b", "95 %", "p"], rows)
-
-
-def attention(_: str) -> str:
-    """Time and memory of a training step on a large bag."""
-    row = json.loads((RESULTS / "speed-attention.json").read_text(encoding="utf-8"))
-    figures = [f"{row['patches']:,}", f"{row['ours']:.2f}", f"{row['peer']:.2f}", f"{row['ratio']:.2f}", f"{row['bar']:g}"]
-    memory = [f"{row['extra_memory_of_bag']:.2f}", f"{row['bar_memory']:g}"]
-    header = ["patches", "step, s", "its products alone, s", "ratio", "at most", "extra memory / bag", "at most"]
-    return table(header, [[*figures, *memory]])
 
 
 def effect(sweep: str) -> str:
@@ -244,7 +239,6 @@ WRITERS = {
         mil,
         heads,
         pairs,
-        attention,
         effect,
         sweeps,
         domains,

@@ -1,23 +1,12 @@
 """Time the metrics against plain loops over scipy, on one core: `python benchmarks/speed/metrics.py [--quick]`.
 
 30,612 spots x 250 genes of float32, rows in memory one after the other as AnnData keeps them: the size of the ST-Net cohort.
-Ours and the peer take turns and each keeps its best time. Times are processor seconds of the one thread: on a busy machine
-the clock on the wall also counts waiting, which falls on long tasks more than on short ones and would flatter ours. Loops
-that would run for minutes to hours are timed on a part said in `how`, and multiplied.
-
-Writes benchmarks/results/speed-metrics.json; `--quick` runs a small size to see that all works, and writes nothing.
+Loops that would run for minutes to hours are timed on a part said in `how`, and multiplied. `--quick` runs a small size.
 """
 
-import os
+import comparison  # isort: split
 
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before NumPy is imported
-
-import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +14,11 @@ import scipy
 import scipy.sparse as sp
 import scipy.stats
 
-import stexpr
 from stexpr.evaluate.ceiling import noise_ceiling
 from stexpr.evaluate.intervals import block_replicates, spatial_blocks
 from stexpr.evaluate.metrics import pearson_per_gene, spearman_per_gene
 from stexpr.panel import ExpressionTransform
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed-metrics.json"
 REPLICATES, REPEATS = 1000, 10
 TRANSFORM = ExpressionTransform()
 
@@ -83,78 +70,48 @@ def split(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
     return sides[0], sides[1]
 
 
-def in_turns(rounds: int, *tasks: Callable[[], object]) -> list[float]:
-    """Best time of each task, in processor seconds."""
-    best = [np.inf] * len(tasks)
-    for _ in range(rounds):
-        for place, task in enumerate(tasks):
-            start = time.process_time()
-            task()
-            best[place] = min(best[place], time.process_time() - start)
-    return best
-
-
-def rows(cohort: Cohort, rounds: int) -> list[dict[str, Any]]:
+def rows(quick: bool) -> list[comparison.Row]:
+    cohort, rounds = (Cohort(3000, 50), 2) if quick else (Cohort(30612, 250), 7)
     x, y = cohort.predicted, cohort.measured
     np.testing.assert_allclose(pearson_per_gene(x, y), loop(scipy.stats.pearsonr, x, y), atol=1e-4)  # scipy sums in float32
     np.testing.assert_allclose(spearman_per_gene(x, y), loop(scipy.stats.spearmanr, x, y), atol=1e-9)
-    size = f"{x.shape[0]:,} spots x {x.shape[1]} genes, float32"
-    turns = f"processor time of one thread, taking turns, best of {rounds}"
     found = []
 
-    def add(path: str, bar: float, ours: float, peer: float, how: str) -> None:
-        found.append({"path": path, "ours": round(ours, 4), "peer": round(peer, 4), "ratio": round(peer / ours, 1), "bar": bar})
-        found[-1] |= {"unit": "CPU s", "device": device(), "versions": versions(), "how": f"{size}; {how}; {turns}"}
-        print(f"{path:28} ours {ours:9.3f} s   peer {peer:11.3f} s   ratio {peer / ours:8.1f}   bar {bar}")
+    def add(path: str, bar: float, ours: float, peer: float, how: str, call: Callable[[], object]) -> None:
+        size = f"{x.shape[0]:,} spots x {x.shape[1]} genes, float32; peer: {how}; medians of {rounds} turns"
+        packages = ("stexpr", "numpy", "scipy")
+        profile = comparison.profiled(call)
+        row = comparison.compared(path, ours=ours, peer=peer, at_least=bar, how=size, profile=profile, packages=packages)
+        found.append(row)
 
-    ours, peer = in_turns(rounds, lambda: pearson_per_gene(x, y), lambda: loop(scipy.stats.pearsonr, x, y))
-    add("pearson_per_gene", 5, ours, peer, "peer: scipy.stats.pearsonr, a loop over genes")
-    ours, peer = in_turns(rounds, lambda: spearman_per_gene(x, y), lambda: loop(scipy.stats.spearmanr, x, y))
-    add("spearman_per_gene", 1.3, ours, peer, "peer: scipy.stats.spearmanr, a loop over genes")
+    def pearson() -> object:
+        return pearson_per_gene(x, y)
 
-    ours, one = in_turns(
-        rounds,
-        lambda: block_replicates(x, y, cohort.blocks, cohort.strata, n=REPLICATES),
-        lambda: replicate(x, y, cohort),
-    )
-    how = f"peer: one replicate of all genes by a scipy.stats.pearsonr loop took {one:.3f} s, times {REPLICATES} (extrapolated)"
-    add("block_replicates", 50, ours, one * REPLICATES, how)
+    def spearman() -> object:
+        return spearman_per_gene(x, y)
 
+    def bootstrap() -> object:
+        return block_replicates(x, y, cohort.blocks, cohort.strata, n=REPLICATES)
+
+    def ceiling() -> object:
+        return noise_ceiling(cohort.counts, cohort.library, TRANSFORM, cohort.blocks, repeats=REPEATS, replicates=REPLICATES)
+
+    ours, peer = comparison.in_turns(rounds, pearson, lambda: loop(scipy.stats.pearsonr, x, y))
+    add("pearson_per_gene", 5, ours, peer, "scipy.stats.pearsonr, a loop over genes", pearson)
+    ours, peer = comparison.in_turns(rounds, spearman, lambda: loop(scipy.stats.spearmanr, x, y))
+    add("spearman_per_gene", 1.3, ours, peer, "scipy.stats.spearmanr, a loop over genes", spearman)
+    ours, one = comparison.in_turns(rounds, bootstrap, lambda: replicate(x, y, cohort))
+    how = f"one replicate of all genes by a scipy.stats.pearsonr loop took {one:.3f} s, times {REPLICATES} (extrapolated)"
+    add("block_replicates", 50, ours, one * REPLICATES, how, bootstrap)
     sides = split(cohort)
-    ours, one_split, one = in_turns(
-        rounds,
-        lambda: noise_ceiling(cohort.counts, cohort.library, TRANSFORM, cohort.blocks, repeats=REPEATS, replicates=REPLICATES),
-        lambda: split(cohort),
-        lambda: replicate(*sides, cohort),
-    )
+    ours, one_split, one = comparison.in_turns(rounds, ceiling, lambda: split(cohort), lambda: replicate(*sides, cohort))
     how = (
-        f"{REPEATS} splits, {REPLICATES} replicates; peer: NumPy and a scipy.stats.pearsonr loop took {one_split:.3f} s for a "
+        f"{REPEATS} splits, {REPLICATES} replicates: NumPy and a scipy.stats.pearsonr loop took {one_split:.3f} s for a "
         f"split, {one:.3f} s for one replicate of it; (split + {REPLICATES} replicates) x {REPEATS} (extrapolated)"
     )
-    add("noise_ceiling", 50, ours, REPEATS * (one_split + REPLICATES * one), how)
+    add("noise_ceiling", 50, ours, REPEATS * (one_split + REPLICATES * one), how, ceiling)
     return found
 
 
-def device() -> str:
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return f"{model}, 1 of {os.cpu_count()} cores, shared with other work"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def versions() -> dict[str, str]:
-    found = {"stexpr": stexpr, "numpy": np, "scipy": scipy}
-    return {"python": platform.python_version(), **{name: module.__version__ for name, module in found.items()}}
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small size, nothing written")
-    if parser.parse_args().quick:
-        rows(Cohort(3000, 50), 2)
-    else:
-        found = rows(Cohort(30612, 250), 7)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    comparison.main("metrics", rows, __doc__)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metrics import device
 
 import stexpr
+from comparison import cpu
 from stexpr.config import NetworkConfig
 from stexpr.models.export import LoadedModel, LoadedNetwork
 from stexpr.models.export.onnx import onnx_latency, save_onnx
@@ -72,7 +72,7 @@ if __name__ == "__main__":
             "command": "python benchmarks/speed/onnx_latency.py",
             "how": f"ms per patch, processor time of one thread, taking turns for {SECONDS:g} s, the least of all repeats; "
             f"{GENES} genes, untrained weights, no symmetries",
-            "device": device(),
+            "device": cpu(),
             "versions": versions,
         }
         RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -9,9 +9,7 @@ Writes benchmarks/results/speed-slide.json; `--quick` runs a small size to see t
 prints where the time of the largest slide goes.
 """
 
-import os
-
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before NumPy is imported
+import comparison  # isort: split
 
 import argparse
 import cProfile
@@ -33,7 +31,7 @@ from stexpr.config.versions import PACKAGES, versions
 from stexpr.data.synthetic_slide import write_large_slide
 from stexpr.inference.slide import predict_slide
 from stexpr.models.export import load_model, save_model
-from stexpr.models.export.applicability import fit_applicability
+from stexpr.models.export.applicability import Views, appearance, fit_applicability
 from stexpr.models.objectives import make_objective
 from stexpr.models.spot import build_spot_regressor
 from stexpr.panel import ExpressionTransform, GenePanel, Preprocessing
@@ -44,25 +42,26 @@ BLOCKS = (5, 20, 40, 80)
 BAR_MB = 1000
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, backbone: str = "tiny") -> None:
     """A network with random weights: what it says does not matter here, what it costs does."""
     rng = np.random.default_rng(0)
     transform = ExpressionTransform()
     library = rng.integers(500, 4000, 100).astype(np.float32)
     counts = rng.poisson(0.002 * library[:, None] * np.ones(N_GENES)).astype(np.float32)
-    config = NetworkConfig(backbone="tiny")
+    config = NetworkConfig(backbone=backbone)
     objective = make_objective(config.loss, counts=counts, library=library, transform=transform, standardize=True)
     model = build_spot_regressor(config, window_px=WINDOW_PX, main_objective=objective, auxiliary_objective=None, seed=0)
     genes = tuple(f"GENE{i}" for i in range(N_GENES))
-    features = rng.normal(size=(BANK, model.backbone.n_features)).astype(np.float32)
+    features = torch.from_numpy(rng.normal(size=(BANK, model.backbone.n_features)).astype(np.float32))
+    seen = appearance(torch.from_numpy(rng.integers(0, 256, (BANK, 3, 16, 16), dtype=np.uint8)))
     save_model(
         folder,
         model,
         panel=GenePanel(genes, (), "list", "training", 0.0),
         transform=transform,
         preprocessing=Preprocessing(MPP, WINDOW_PX, WINDOW_PX, "none", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        provenance={"label": "tiny"},
-        applicability=fit_applicability(features, np.repeat(["a", "b"], BANK // 2)),
+        provenance={"label": backbone},
+        applicability=fit_applicability(Views(features, seen), np.repeat(["a", "b"], BANK // 2)),
     )
 
 
@@ -127,12 +126,6 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def device() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, 1 of {os.cpu_count()} cores, shared with other work"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -156,7 +149,7 @@ def main() -> None:
         "model": f"tiny, {N_GENES} genes, patches of {WINDOW_PX} px, {BANK:,} training patches to compare with",
         "slides": rows,
         "line": line,
-        "device": device(),
+        "device": comparison.cpu(),
         "versions": {
             "python": platform.python_version(),
             **versions((*PACKAGES, "tifffile", "imagecodecs", "h5py")),

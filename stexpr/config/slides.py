@@ -221,6 +221,13 @@ class HeadTrainingConfig(TrainingConfig):
             raise ValueError("a slide head has no backbone to pre-train; pre-train the encoder of its bags in a study of spots")
         return value
 
+    @field_validator("compile")
+    @classmethod
+    def _nothing_to_compile(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("bags have as many sizes as slides, and a head would be compiled for each; leave it out")
+        return value
+
 
 class SlideStudyConfig(Strict):
     """One head over all folds of one cohort of slides."""

@@ -17,7 +17,7 @@ from stexpr.data.manifest import PreparedSection, section_files, stored_file
 from stexpr.data.qc import Selection, draw_qc, select_spots, windows_of
 from stexpr.data.section import Section
 from stexpr.data.stain import StainProfile, StainTransform, stain_transform
-from stexpr.data.tissue import TissueMask, find_tissue
+from stexpr.data.tissue import TissueMask, find_tissue, tissue_overview
 from stexpr.types import SPATIAL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -60,14 +60,15 @@ def write_section(
     Raises:
         DataError: No spot is left, the stain cannot be fitted, or the folder cannot be written.
     """
-    mask = find_tissue(section.image, section.mpp)
+    overview = tissue_overview(section.image, section.mpp)
+    mask = find_tissue(overview, section.mpp)
     selection = select_spots(section, mask, config)
     own = _fit(section, mask, selection, config) if reference is not None else None
     transform = stain_transform(own, reference) if own is not None and reference is not None else None
     spots = _kept_spots(section, selection, genes)
     counts_file, patches_file, metadata_file, picture_file = (folder / name for name in section_files(section.name))
 
-    thumbnail = section.image.thumbnail(_THUMBNAIL_PX)
+    thumbnail = overview.thumbnail(_THUMBNAIL_PX)
     scale = max(thumbnail.shape[:2]) / max(section.image.width, section.image.height)
     diameter = section.spot_diameter_um / section.mpp if section.spot_diameter_um else None
     pixels = write_patches(
@@ -82,7 +83,7 @@ def write_section(
     write_spots(counts_file, spots, thumbnail, scale=scale, spot_px=diameter)
     notes = _notes(section, config)
     write_metadata(metadata_file, _metadata(section, card, config, selection, notes, own))
-    write_picture(picture_file, draw_qc(section, mask, selection))
+    write_picture(picture_file, draw_qc(section, mask, selection, overview))
     return PreparedSection(
         section=section.name,
         patient=section.patient,

@@ -1,7 +1,5 @@
 """Spots of a prepared cohort as training batches."""
 
-import bisect
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,9 +10,9 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from stexpr.config import ExpressionConfig
+from stexpr.data.batches import Columns, PatchFiles
 from stexpr.data.geometry import neighborhood_mean
 from stexpr.data.splits import Selection
 from stexpr.data.store import PreparedCohort
@@ -28,8 +26,8 @@ AS_MEASURED = ExpressionConfig()
 class SpotDataset:
     """The spots of some sections, with their patches and the counts of one gene panel.
 
-    Rows follow the order of `sections` and, inside a section, of the prepared cohort. Patches stay in memory, or on disk to
-    be read by loader processes that open each file lazily.
+    Rows follow the order of `sections` and, inside a section, of the prepared cohort. Patches stay in memory (on a GPU in its
+    own where they fit), or on disk to be read by loader processes that open each file lazily.
 
     Attributes:
         spots: One row per spot.
@@ -85,10 +83,13 @@ class SpotDataset:
             library = np.maximum(self.counts_main.numpy().sum(axis=1), 1)
         self.library = torch.from_numpy(library.copy())
         self.window_px = window_px
-        self._readers = [cohort.patch_reader(section, window_px) for section in sections]
-        self._patches: Tensor | None = None
+        columns = [self.counts_main, self.counts_auxiliary, self.library]
+        self._files: PatchFiles | None = None
         if in_memory:
-            self._patches = torch.from_numpy(np.concatenate([cohort.patches(section, window_px) for section in sections]))
+            columns.append(torch.from_numpy(np.concatenate([cohort.patches(section, window_px) for section in sections])))
+        else:
+            self._files = PatchFiles([cohort.patch_reader(section, window_px) for section in sections], window_px)
+        self._columns = Columns(*columns)
 
     def __len__(self) -> int:
         return len(self.spots)
@@ -122,25 +123,13 @@ class SpotDataset:
             device: Where the batches go.
             workers: Loader processes; only used when patches are on disk.
         """
-        for part, patches in zip(parts, self._patch_batches(parts, workers), strict=True):
-            yield SpotBatch(
-                # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
-                patches=patches.to(device, non_blocking=True).permute(0, 3, 1, 2),
-                counts_main=self.counts_main[part].to(device, non_blocking=True),
-                counts_auxiliary=self.counts_auxiliary[part].to(device, non_blocking=True),
-                library=self.library[part].to(device, non_blocking=True),
-            )
-
-    def _patch_batches(self, parts: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
-        if self._patches is not None:
-            yield from (self._patches[part] for part in parts)
-            return
-        loader = DataLoader(
-            _PatchFiles(self._readers),
-            batch_sampler=[part.tolist() for part in parts],
-            num_workers=workers,
-        )
-        yield from loader
+        rows = self._columns.batches(parts, device)
+        if self._files is not None:
+            read = self._files.batches(parts, device, workers)
+            rows = ((*counts, patches) for counts, patches in zip(rows, read, strict=True))
+        for counts_main, counts_auxiliary, library, patches in rows:
+            # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
+            yield SpotBatch(patches.permute(0, 3, 1, 2), counts_main, counts_auxiliary, library)
 
 
 def even_parts(rows: Int64[Tensor, "S"], batch_size: int) -> tuple[Tensor, ...]:
@@ -149,16 +138,6 @@ def even_parts(rows: Int64[Tensor, "S"], batch_size: int) -> tuple[Tensor, ...]:
     Equal sizes leave no small last batch, which batch normalization and losses over a batch would suffer from.
     """
     return rows.tensor_split(math.ceil(len(rows) / batch_size))
-
-
-class _PatchFiles(Dataset[Tensor]):
-    def __init__(self, readers: Sequence[Any]) -> None:
-        self.readers = readers
-        self.starts = list(itertools.accumulate((len(reader) for reader in readers), initial=0))
-
-    def __getitem__(self, row: int) -> Tensor:
-        part = bisect.bisect_right(self.starts, row) - 1
-        return torch.from_numpy(np.ascontiguousarray(self.readers[part][row - self.starts[part]]))
 
 
 def _dense(parts: Sequence[Any], n_genes: int) -> Float32[Tensor, "S G"]:

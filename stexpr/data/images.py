@@ -44,7 +44,13 @@ class SlideImage:
     """
 
     def __init__(
-        self, path: Path, raster: Raster, *, blank: Sequence[tuple[int, int, int, int]] = (), blank_below: int | None = None
+        self,
+        path: Path,
+        raster: Raster,
+        *,
+        blank: Sequence[tuple[int, int, int, int]] = (),
+        blank_below: int | None = None,
+        downsamples: Sequence[float] = (),
     ) -> None:
         self.path = path
         self.width, self.height = raster.sizes[0]
@@ -52,7 +58,8 @@ class SlideImage:
         self._raster = raster
         self._blank = tuple(blank)
         self._blank_below = blank_below
-        self._downsamples = [(self.width / width + self.height / height) / 2 for width, height in raster.sizes]
+        sizes = raster.sizes
+        self._downsamples = list(downsamples) or [(self.width / width + self.height / height) / 2 for width, height in sizes]
 
     @property
     def backend(self) -> str:
@@ -81,9 +88,21 @@ class SlideImage:
 
     def thumbnail(self, max_px: int) -> UInt8[np.ndarray, "H W 3"]:
         """Read the whole image so that its longer side has at most `max_px`; it is never enlarged."""
-        scale = min(1.0, max_px / max(self.width, self.height))
-        size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
-        return self._resampled((0, 0, self.width, self.height), size)
+        return self._resampled((0, 0, self.width, self.height), self._thumbnail_size(max_px))
+
+    def overview(self, max_px: int) -> "SlideImage":
+        """Return the same image with a small level beside its own, from which `thumbnail(max_px)` is read to the same pixels.
+
+        For several views of an image without levels, each of which would else go through all of its pixels. An image that has
+        levels, or is not much larger than asked for, is returned as it is. Single patches belong to the image itself.
+        """
+        width, height = self._thumbnail_size(max_px)
+        factor = int(min(self.width / width, self.height / height) / _GAP)
+        if factor < 2 or len(self._downsamples) > 1:
+            return self
+        edges = (math.ceil(self.width / factor) * factor, math.ceil(self.height / factor) * factor)
+        small = _WithSmall(self, self._block(0, (0, 0, *edges), factor))
+        return SlideImage(self.path, small, downsamples=(1.0, float(factor)))
 
     def close(self) -> None:
         """Let go of pixels and file; a later read opens it again."""
@@ -94,6 +113,10 @@ class SlideImage:
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _thumbnail_size(self, max_px: int) -> tuple[int, int]:
+        scale = min(1.0, max_px / max(self.width, self.height))
+        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
 
     def _resampled(self, area: tuple[Number, Number, Number, Number], size: tuple[int, int]) -> UInt8[Array, "H W 3"]:
         """Cut an area out of the fitting level, average it in blocks if it shrinks a lot, then filter to the size."""
@@ -108,11 +131,11 @@ class SlideImage:
         columns, rows = (max(1, math.ceil((end - start) / factor - 1e-6)) for start, end in ((left, x1), (top, y1)))
         block = self._block(level, (left, top, left + columns * factor, top + rows * factor), factor)
         edges = ((x0 - left) / factor, (y0 - top) / factor, (x1 - left) / factor, (y1 - top) / factor)
-        if block.size == size and np.allclose(edges, (0, 0, *size), rtol=0, atol=1e-6):
-            return np.array(block)
+        if block.size == size and all(abs(edge - at) <= 1e-6 for edge, at in zip(edges, (0, 0, *size), strict=True)):
+            return _rgb(block)
         inside = (edges[0], edges[1], min(edges[2], columns), min(edges[3], rows))
         # A triangle scaled to the reduction: no aliases, no ringing, and what the networks resize with.
-        return np.array(block.resize(size, Image.Resampling.BILINEAR, box=inside))
+        return _rgb(block.resize(size, Image.Resampling.BILINEAR, box=inside))
 
     def _block(self, level: int, box: Box, factor: int) -> Image.Image:
         """Return an area of a level, averaged over factor x factor px, white where it leaves the image."""
@@ -141,7 +164,7 @@ class SlideImage:
     def _blanked(self, level: int, box: Box, holes: list[Box]) -> Image.Image:
         """Read an area of a level and paint what is masked white."""
         if self._blank_below is None:
-            piece = self._raster.region(level, box).copy()
+            piece = self._raster.region(level, box).convert("RGB")
         else:
             width, height = self._raster.sizes[level]
             wide = (
@@ -150,12 +173,28 @@ class SlideImage:
                 min(box[2] + _RIM_PX, width),
                 min(box[3] + _RIM_PX, height),
             )
-            piece = self._raster.region(level, wide).copy()
+            piece = self._raster.region(level, wide).convert("RGB")
             piece.paste(_WHITE, mask=_dark(piece, self._blank_below))
             piece = piece.crop((box[0] - wide[0], box[1] - wide[1], box[2] - wide[0], box[3] - wide[1]))
         for hole in holes:
             piece.paste(_WHITE, hole)
         return piece
+
+
+class _WithSmall:
+    """An image and a smaller copy of it, both as they are seen: what is masked is white."""
+
+    def __init__(self, image: SlideImage, small: Image.Image) -> None:
+        self.backend = image.backend
+        self.mpp = image.mpp
+        self.sizes: tuple[tuple[int, int], ...] = ((image.width, image.height), small.size)
+        self._image, self._small = image, small
+
+    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
+        return cut(self._small, box, factor) if level else self._image._block(0, box, factor)
+
+    def close(self) -> None:
+        self._image.close()
 
 
 class ArrayImage(SlideImage):
@@ -240,6 +279,10 @@ def _open_tiff(path: Path, tiled: bool) -> Raster:
     other = OpenSlideRaster(path) if tiled else PillowRaster(path)
     other.mpp = tiff.mpp
     return other
+
+
+def _rgb(picture: Image.Image) -> UInt8[Array, "H W 3"]:
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _overlap(rectangle: tuple[int, ...], box: Box) -> Box | None:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from stexpr.config import PrepareConfig
+from stexpr.data.images import SlideImage
 from stexpr.data.section import Section
 from stexpr.data.tissue import TissueMask
 from stexpr.data.windows import Windows
@@ -92,11 +93,12 @@ def select_spots(section: Section, mask: TissueMask, config: PrepareConfig) -> S
     return selection
 
 
-def draw_qc(section: Section, mask: TissueMask, selection: Selection) -> UInt8[Array, "H W 3"]:
+def draw_qc(section: Section, mask: TissueMask, selection: Selection, image: SlideImage) -> UInt8[Array, "H W 3"]:
     """Draw a section's spots on its image, with a legend that counts them by reason.
 
     Kept spots are ringed in green and dropped ones in another color per reason, at the size of a spot where it is known;
-    the outline of the tissue mask and one patch are drawn too. The view holds every spot, not the whole slide.
+    the outline of the tissue mask and one patch are drawn too. The view holds every spot, not the whole slide. The image is the
+    section's, or an overview of it.
     """
     from PIL import Image, ImageDraw
 
@@ -104,7 +106,7 @@ def draw_qc(section: Section, mask: TissueMask, selection: Selection) -> UInt8[A
     x, y, view = _view(centers, selection.side)
     size = int(min(_PICTURE_PX, max(480, view)))
     scale = size / view
-    picture = section.image.read(x, y, view, size).copy()
+    picture = image.read(x, y, view, size).copy()
     picture[_outline(mask.within(x, y, view, size))] = _TISSUE
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)

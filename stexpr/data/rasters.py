@@ -42,7 +42,7 @@ class Raster(Protocol):
     mpp: float | None
 
     def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
-        """Return the RGB pixels of `box` (x0, y0, x1, y1, inside the level), averaged over factor x factor; maybe no copy."""
+        """Return `box` (x0, y0, x1, y1, inside the level), averaged over factor x factor, as RGB or RGBX; maybe no copy."""
         ...
 
     def close(self) -> None:
@@ -95,12 +95,34 @@ class PillowRaster:
     def _decode(self) -> Image.Image:
         try:
             with whole_images(), Image.open(self.path) as picture:
+                if picture.format == "JPEG" and picture.mode == "RGB":
+                    pixels = _jpeg(self.path)
+                    if pixels is not None:
+                        return pixels
                 picture.load()
                 return as_rgb(picture, self.path)
         except DataError:
             raise
         except BROKEN as err:
             raise DataError(f"image {self.path} is broken or truncated ({reason(err)}); fetch it again") from err
+
+
+def _jpeg(path: Path) -> Image.Image | None:
+    """Decode a JPEG with color in half the time of Pillow, to the same pixels; None where Pillow should say what is wrong.
+
+    libjpeg fills the rest of a file that was cut off with gray, so one that does not end as JPEG files end is left to Pillow.
+    """
+    import imagecodecs
+
+    data = path.read_bytes()
+    if not data.endswith(b"\xff\xd9"):
+        return None
+    try:
+        # Pillow keeps four bytes a pixel itself; an array of them becomes an image without a copy.
+        pixels = imagecodecs.jpeg8_decode(data, outcolorspace=imagecodecs.JPEG8.CS.EXT_RGBX)
+    except (RuntimeError, ValueError):
+        return None
+    return Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
 
 
 def slide_vendor(path: Path) -> str | None:

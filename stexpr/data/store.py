@@ -2,7 +2,7 @@
 
 The layout is HEST-1k's: `st/<section>.h5ad`, `patches/<section>.h5`, `metadata/<section>.json`, plus `cohort.json`. Reading
 needs h5py only. Patches lie contiguous and uncompressed in their file: on MOB's 256 px patches a single one reads at about
-35,000/s so, 14,000/s from one-patch chunks and 2,000/s compressed, and a center crop reads no more rows than it needs.
+70,000/s so, 14,000/s from one-patch chunks and 2,000/s compressed, and a center crop reads no more rows than it needs.
 
 A HEST-1k download that was adopted is a prepared cohort too, with an index beside the files of each section (see `stored`).
 """

@@ -1,7 +1,7 @@
 """Where a slide holds tissue: a mask from color, at a few microns per pixel."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -88,10 +88,14 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     Returns:
         A mask at about 8 µm per pixel; all False where a slide has no tissue.
     """
-    longest = max(image.width, image.height)
-    thumbnail = image.thumbnail(int(np.clip(longest * mpp / _MASK_UM_PX, min(256, longest), 2048)))
-    um_px = longest * mpp / max(thumbnail.shape[:2])
+    thumbnail = image.thumbnail(_mask_px(image, mpp))
+    um_px = max(image.width, image.height) * mpp / max(thumbnail.shape[:2])
     return TissueMask(tissue_pixels(thumbnail, um_px), image.width, image.height)
+
+
+def tissue_overview(image: SlideImage, mpp: float) -> SlideImage:
+    """Return the same image with the small level that `find_tissue` reads; for more views of it, see `SlideImage.overview`."""
+    return image.overview(_mask_px(image, mpp))
 
 
 def tissue_pixels(image: UInt8[Array, "H W 3"], mpp: float) -> Bool[Array, "H W"]:
@@ -100,12 +104,12 @@ def tissue_pixels(image: UInt8[Array, "H W 3"], mpp: float) -> Bool[Array, "H W"
     from skimage.morphology import remove_small_holes, remove_small_objects
 
     sigma = max(1.0, _SMOOTH_UM / mpp)
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
+    # One plane for each color: NumPy takes 25 times as long for a maximum over the last axis of three.
+    smooth = [ndimage.gaussian_filter(image[..., color].astype(np.float32), sigma) for color in range(3)]
     # The background is the brightest color that covers something; never darker than 200, or a slide full of tissue
     # would be measured against tissue.
-    white = np.maximum(np.percentile(smooth.reshape(-1, 3), 95, axis=0), 200)
-    balanced = np.minimum(smooth / white, 1)
-    brightest, darkest = balanced.max(axis=-1), balanced.min(axis=-1)
+    balanced = [np.minimum(plane / np.maximum(np.percentile(plane, 95), 200), 1) for plane in smooth]
+    brightest, darkest = (reduce(extreme, balanced) for extreme in (np.maximum, np.minimum))
     saturation = (brightest - darkest) / np.maximum(brightest, 1e-6)
     stained = np.sqrt(saturation * (1 - darkest))
     otsu = float(threshold_otsu(stained)) if np.ptp(stained) else 0.0  # type: ignore[no-untyped-call]
@@ -115,3 +119,9 @@ def tissue_pixels(image: UInt8[Array, "H W 3"], mpp: float) -> Bool[Array, "H W"
     found = remove_small_objects(stained > threshold, max_size=smallest)
     mask: Array = remove_small_holes(found, max_size=smallest)
     return mask
+
+
+def _mask_px(image: SlideImage, mpp: float) -> int:
+    """Longer side of the picture that the mask is made from."""
+    longest = max(image.width, image.height)
+    return int(np.clip(longest * mpp / _MASK_UM_PX, min(256, longest), 2048))

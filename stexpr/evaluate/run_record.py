@@ -124,7 +124,9 @@ class RunRecord(Strict):
     values: dict[str, Value]
     scoring: Plain = Field({}, description="replicates, repeats and seed of the random parts of the score")
     notes: tuple[str, ...] = ()
-    execution: Plain = Field({}, description="processes, threads of each, and accumulation: parts each batch was processed in")
+    execution: Plain = Field(
+        {}, description="processes, threads of each, accumulation: parts each batch was processed in, and what compiling took"
+    )
     wall_time_s: float = Field(ge=0)
     device: str
     versions: dict[str, str]

@@ -147,14 +147,14 @@ def _computed(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    computed = [np.empty((0, width), dtype=np.float32)]
+    computed = [torch.empty((0, width), device=device)]  # brought to the host at the end: each look at a GPU stalls it
     done = 0
     while done < len(rows):
         try:
             with torch.inference_mode():
                 for batch in dataset.batches(even_parts(rows[done:], batch_size), device=device, workers=workers):
                     with autocast(device, precision):
-                        computed.append(compute(batch.patches).float().cpu().numpy())
+                        computed.append(compute(batch.patches).float())
                     done += len(batch)
         except (RuntimeError, MemoryError) as err:
             if not out_of_memory(err):
@@ -166,7 +166,7 @@ def _computed(
         batch_size = math.ceil(min(batch_size, len(rows) - done) / 2)
         release_memory()
     model.train(was_training)
-    return np.concatenate(computed)
+    return torch.cat(computed).cpu().numpy()
 
 
 def predictions_anndata(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 
+from stexpr.data.batches import sent
 from stexpr.data.images import SlideImage
 from stexpr.data.stain import StainTransform, profile_of, stain_transform
 from stexpr.data.tissue import TissueMask
@@ -16,6 +17,7 @@ from stexpr.data.windows import Windows
 from stexpr.errors import ModelError
 from stexpr.inference import autocast, out_of_memory, release_memory
 from stexpr.inference.encoder import ModelInput, PatchModel
+from stexpr.models.export import PatchOutput
 
 __all__ = ["Outputs", "PatchCutter", "run_model"]
 
@@ -100,13 +102,14 @@ def run_model(
         ModelError: There is no memory for one patch.
     """
     size: float = math.inf
+    waiting: list[_Sent] = []
     for batch in batches:
-        parts: list[Outputs] = []
+        parts: list[_Sent] = []
         done = 0
         while done < len(batch):
             part = batch[done : done + int(min(size, len(batch)))]
             try:
-                parts.append(_run(model, part, precision, symmetries))
+                parts.append(_Sent.through(model, part, precision, symmetries))
                 done += len(part)
                 continue
             except (RuntimeError, MemoryError) as err:
@@ -116,12 +119,38 @@ def run_model(
                     raise ModelError("out of memory while predicting one patch; take a smaller network or window") from err
             size = math.ceil(len(part) / 2)
             release_memory()
-        yield parts[0] if len(parts) == 1 else Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+        if waiting:  # one batch later, so that a GPU computes this batch while the next is cut and the last is written
+            yield _arrived(waiting)
+        waiting = parts
+    if waiting:
+        yield _arrived(waiting)
 
 
-def _run(model: PatchModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> Outputs:
-    # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
-    images = torch.from_numpy(np.ascontiguousarray(patches)).to(model.device).permute(0, 3, 1, 2)
-    with autocast(model.device, precision):
-        output = model(images, symmetries=symmetries)
-    return Outputs(*(values.float().cpu().numpy() for values in output))
+class _Sent(NamedTuple):
+    """Outputs on their way to the host, and what says that they are there; nothing where no GPU is involved."""
+
+    outputs: PatchOutput
+    there: torch.cuda.Event | None
+
+    @classmethod
+    def through(cls, model: PatchModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> "_Sent":
+        device = model.device
+        # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
+        images = sent(torch.from_numpy(np.ascontiguousarray(patches)), device).permute(0, 3, 1, 2)
+        with autocast(device, precision):
+            made = model(images, symmetries=symmetries)
+        outputs = PatchOutput(*(values.float().to("cpu", non_blocking=True) for values in made))
+        if device.type != "cuda":
+            return cls(outputs, None)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record(torch.cuda.current_stream(device))
+        return cls(outputs, there)
+
+
+def _arrived(parts: list[_Sent]) -> Outputs:
+    for part in parts:
+        if part.there is not None:
+            part.there.synchronize()
+    first, *others = (part.outputs for part in parts)
+    outputs = PatchOutput(*map(torch.cat, zip(first, *others, strict=True))) if others else first
+    return Outputs(*(values.numpy() for values in outputs))

@@ -106,7 +106,10 @@ class Backbone(nn.Module):
                 f"backbone {self.name} was built for patches of {self.window_px} px, got {tuple(patches.shape[2:])}"
             )
         images = cut_fields(patches, self.fields_px, self.input_px)
-        return images.sub_(self.mean_rgb[:, None, None]).div_(self.sd_rgb[:, None, None])
+        # along whole rows of pixels: along three channels a CPU goes number by number, and takes four times as long
+        rows = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
+        rows.sub_(self.mean_rgb.repeat(self.input_px)).div_(self.sd_rgb.repeat(self.input_px))
+        return torch.unflatten(rows, 2, (self.input_px, 3)).permute(0, 3, 1, 2)
 
     def forward(self, images: Float[Tensor, "N 3 P P"]) -> Float[Tensor, "B D"]:
         """Return the features of preprocessed images, those of a patch's fields of view one after the other."""

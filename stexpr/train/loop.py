@@ -25,6 +25,7 @@ from stexpr.models.trainable import TrainableModel
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.averaging import Average
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.compiling import Compiling
 from stexpr.train.distributed import ALONE, Processes
 from stexpr.train.step import Step
 from stexpr.types import Progress, silent
@@ -92,6 +93,7 @@ class Fit(Generic[Model]):
         workers: Loader processes.
         processes: Who shares each batch.
         accumulation: In how many parts each share is processed.
+        compiling: Compiles the loss; None leaves it as it is.
 
     Raises:
         TrainingError: A batch has fewer examples than there are processes, or the loss of its parts is another.
@@ -112,6 +114,7 @@ class Fit(Generic[Model]):
         workers: int = 0,
         processes: Processes = ALONE,
         accumulation: Accumulation | None = None,
+        compiling: Compiling | None = None,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -134,7 +137,7 @@ class Fit(Generic[Model]):
                 f"training.batch_size = {training.batch_size} makes batches of {smallest}, which {processes.size} processes "
                 "cannot share; raise it, or start fewer processes"
             )
-        self._step = Step(model, self.optimizer, training, processes, accumulation or Accumulation())
+        self._step = Step(model, self.optimizer, training, processes, accumulation or Accumulation(), compiling)
         self.average = Average(model, training.average) if training.average is not None else None
         self.best_weights: dict[str, Tensor] | None = None
 

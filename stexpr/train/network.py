@@ -25,6 +25,7 @@ from stexpr.models.trainable import TrainableModel
 from stexpr.panel import ExpressionTransform
 from stexpr.train.accumulation import Accumulation
 from stexpr.train.checkpoint import StopFlag
+from stexpr.train.compiling import Compiling
 from stexpr.train.distributed import ALONE, Processes, normalizes_batches, unsynchronized
 from stexpr.train.fused import FusedTraining
 from stexpr.train.loop import Fit, Validation
@@ -113,6 +114,7 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
         self.tissue = tissue
         self.pretrained: Pretrained | None = None
         self.first_phase = PHASE if config.training.pretrain is not None else 0
+        self.compiling = Compiling() if config.training.compile else None
 
     def run(
         self, metrics: MetricsFile | None, trackers: list[Tracker], stop: StopFlag, resumed: dict[str, Any] | None
@@ -156,6 +158,7 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
             workers=self.config.runtime.workers,
             processes=self.processes,
             accumulation=self.accumulation,
+            compiling=self.compiling,
         )
 
     def _rows(self, index: int) -> Int64[Tensor, "S"]:
@@ -196,7 +199,8 @@ class NetworkTraining(PhasedTraining[TrainableModel]):
 
     def _execution(self, model: SpotRegressor) -> tuple[dict[str, Any], tuple[str, ...]]:
         size, parts = self.processes.size, self.accumulation.parts
-        execution = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
+        execution: dict[str, Any] = {"processes": size, "threads": torch.get_num_threads(), "accumulation": parts}
+        execution |= {"compile": self.compiling.described()} if self.compiling is not None else {}
         note = self.accumulation.note(self.config.training.batch_size, size, batch_norm=normalizes_batches(model))
         notes = [note] if note else []
         if self.pretrained is not None and self.config.training.pretrain is not None:

@@ -1,6 +1,6 @@
 """One optimizer step over a batch, in as many parts as memory asks for, shared by as many processes as there are."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from stexpr.errors import TrainingError
 from stexpr.inference import autocast, out_of_memory, release_memory
 from stexpr.models.trainable import Loss, TrainableModel
 from stexpr.train.accumulation import Accumulation
+from stexpr.train.compiling import Compiling
 from stexpr.train.distributed import Processes
 
 
@@ -37,6 +38,7 @@ class Step:
         training: Precision and clipping.
         processes: Who shares each batch.
         accumulation: In how many parts a share is processed; doubled here when memory ends.
+        compiling: Compiles the loss; None leaves it as it is.
 
     Raises:
         TrainingError: Several processes, or several parts, would train another loss.
@@ -49,6 +51,7 @@ class Step:
         training: TrainingConfig,
         processes: Processes,
         accumulation: Accumulation,
+        compiling: Compiling | None = None,
     ) -> None:
         if model.goes_in_parts and processes.size > 1:
             raise TrainingError(
@@ -67,6 +70,8 @@ class Step:
         self.accumulation = accumulation
         self.device = next(model.parameters()).device
         self._parallel = processes.parallel(_LossOf(model))
+        self._compiling = compiling
+        self._compiled = compiling.compiled(self._parallel) if compiling is not None else None
         self._batch_norms = [
             (layer, layer.momentum)
             for layer in model.modules()
@@ -119,15 +124,20 @@ class Step:
         n = min(self.accumulation.parts, total // self.processes.size)
         losses: dict[str, Tensor] = {}
         for index, part in enumerate(batch.split(n) if n > 1 else (batch,)):
-            self._average_young_statistics(number * n + index, n)
-            with nullcontext() if index == n - 1 else self.processes.apart(self._parallel):
+            young = self._average_young_statistics(number * n + index, n)
+            with nullcontext() if index == n - 1 else self.processes.apart(self._parallel), self._counted(part, young):
                 with autocast(self.device, self.training.precision):
-                    loss: Loss = self._parallel(part)
+                    loss: Loss = self._parallel(part) if self._compiled is None or young else self._compiled(part)
                 share = loss.denominator / total
                 (loss.total * (share * self.processes.size)).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 losses[name] = losses.get(name, 0) + value * share
         return losses
+
+    def _counted(self, part: Any, young: bool) -> AbstractContextManager[None]:
+        if self._compiling is None or young:
+            return nullcontext()
+        return self._compiling.counted(len(part), self.device)
 
     def _take_less(self, n: int, err: Exception) -> None:
         at_a_time = self.accumulation.at_a_time(n)
@@ -141,12 +151,16 @@ class Step:
                 "time; the same command goes on with half as many (torchrun --max-restarts=5 starts it by itself)"
             ) from err
 
-    def _average_young_statistics(self, number: int, parts: int) -> None:
+    def _average_young_statistics(self, number: int, parts: int) -> bool:
         """Let batch normalization's running statistics begin as the plain mean of the first steps.
 
         From their initial 0 and 1 they would take dozens of steps to reach a young network's activations (Inception-v3's are
-        in the millions), and an epoch of a small cohort has a dozen; until then evaluation mode predicts nonsense.
+        in the millions), and an epoch of a small cohort has a dozen; until then evaluation mode predicts nonsense. A compiled
+        loss would be compiled again for each of these momenta, so young steps do without.
         """
+        young = False
         for layer, momentum in self._batch_norms:
             grown = momentum if parts == 1 else 1 - (1 - momentum) ** (1 / parts)
             layer.momentum = max(grown, 1 / (number + 1))
+            young = young or layer.momentum > grown
+        return young

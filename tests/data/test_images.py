@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -72,6 +74,38 @@ def test_thumbnail_keeps_the_shape_and_never_enlarges():
     image = ArrayImage(PIXELS)
     assert image.thumbnail(60).shape == (45, 60, 3)
     np.testing.assert_array_equal(image.thumbnail(4000), PIXELS)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    shape=st.tuples(st.integers(90, 400), st.integers(90, 400)),
+    max_px=st.integers(20, 70),
+    x=st.integers(-30, 380),
+    side=st.integers(1, 300),
+)
+def test_an_overview_shows_what_the_image_shows(shape, max_px, x, side):
+    image = SlideImage(Path("a"), ArrayImage(smooth(*shape))._raster, blank=[(10, 20, 60, 50)])
+    overview = image.overview(max_px)
+    assert (overview.width, overview.height) == (image.width, image.height)
+    np.testing.assert_array_equal(overview.thumbnail(max_px), image.thumbnail(max_px))
+    np.testing.assert_array_equal(overview.read(x, 5, side, side), image.read(x, 5, side, side))
+    away = overview.read(0, 0, 90, 12).astype(int) - image.read(0, 0, 90, 12)
+    assert abs(away).mean() < 6  # filtered by other blocks, and the same picture
+    assert image.overview(max(shape)) is image
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}, {"keep_rgb": True}])
+def test_jpeg_files_come_out_as_pillow_decodes_them(tmp_path, options):
+    path = saved(tmp_path / "a.jpg", smooth(203, 301), **options)
+    with open_image(path) as image, Image.open(path) as theirs:
+        np.testing.assert_array_equal(image.thumbnail(400), np.asarray(theirs))
+        np.testing.assert_array_equal(image.read(10, 20, 100, 100), np.asarray(theirs)[20:120, 10:110])
+    behind = saved(tmp_path / "b.jpg", smooth(203, 301), **options)
+    behind.write_bytes(path.read_bytes() + b"a note of the scanner")  # left to Pillow
+    np.testing.assert_array_equal(open_image(behind).thumbnail(400), open_image(path).thumbnail(400))
+    blank = open_image(path, blank=[(0, 0, 50, 50)], blank_below=20)
+    assert (blank.read(0, 0, 50, 50) == 255).all()
+    np.testing.assert_array_equal(blank.read(60, 60, 50, 50), open_image(path).read(60, 60, 50, 50))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif"])

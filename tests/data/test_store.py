@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import anndata
@@ -24,6 +25,7 @@ from stexpr.data.manifest import (
     stored_file,
     write_manifest,
 )
+from stexpr.data.patches import PatchReader
 from stexpr.data.stain import STANDARD, fit_channels, recolored
 from stexpr.data.store import PreparedCohort
 from stexpr.errors import DataError
@@ -145,6 +147,32 @@ def test_a_crop_is_the_center_of_the_patch(cohort, window):
     reader = cohort.patch_reader("A1", window)
     assert len(reader) == len(whole)
     np.testing.assert_array_equal(np.stack([reader[i] for i in range(len(reader))]), expected)
+    reader.close()
+
+
+def test_rows_off_the_end_and_files_cut_short_are_refused(cohort, folder, tmp_path):
+    reader = cohort.patch_reader("A1", 10)
+    np.testing.assert_array_equal(reader[-1], reader[len(reader) - 1])
+    with pytest.raises(IndexError):
+        reader[len(reader)]
+    assert len(list(reader)) == len(reader)
+    reader.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    reader = PreparedCohort.open(copy).patch_reader("A1")
+    reader[0]
+    with (copy / "patches" / "A1.h5").open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(DataError, match="ends within patch"):
+        reader[len(reader) - 1]
+
+
+def test_patches_in_chunks_are_read_too(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("img", data=pixels, chunks=(1, 16, 16, 3), compression="gzip")
+    reader = PatchReader(tmp_path / "a.h5", 5, 16, 8, rows=np.array([3, 1]))
+    np.testing.assert_array_equal(reader[1], pixels[1, 4:12, 4:12])
     reader.close()
 
 

@@ -252,6 +252,25 @@ def test_preprocessing_scales_and_normalizes() -> None:
     np.testing.assert_allclose(backbone.preprocess(patches).numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("name", "window_px"), [("tiny", 33), ("inception_v3", 64)])
+def test_preprocessing_has_the_bits_of_the_plain_formula(name: str, window_px: int, channels_last: bool) -> None:
+    backbone = create_backbone(name, window_px=window_px)
+    patches = random_patches(3, window_px)
+    given = patches.contiguous(memory_format=torch.channels_last) if channels_last else patches
+    plain = patches.float() / 255
+    if backbone.input_px != window_px:
+        side = (backbone.input_px, backbone.input_px)
+        plain = torch.nn.functional.interpolate(
+            plain.contiguous(memory_format=torch.channels_last), size=side, mode="bilinear", antialias=True, align_corners=False
+        )
+    expected = (plain - backbone.mean_rgb.view(3, 1, 1)) / backbone.sd_rgb.view(3, 1, 1)
+    made = backbone.preprocess(given)
+    assert torch.equal(made, expected)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(given, patches), "the patches are left as they were"
+
+
 def test_preprocessing_enlarges_bilinearly() -> None:
     backbone = create_backbone("vit_b32", window_px=24)
     patches = random_patches(1, 24)
