@@ -13,13 +13,14 @@ PYTEST_ARGS ?= --numprocesses 2 --dist worksteal --cov --cov-report term:skip-co
 # The tutorials read the olfactory bulb and a slide from here, and show a synthetic cohort where they are absent.
 STEXPR_DATA ?= $(firstword $(wildcard $(CURDIR)/../shared/data) $(CURDIR)/raw)
 
-.PHONY: demo test docs lint clean help
+.PHONY: demo test docs bench lint clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install stexpr into $(VENV) and run 'stexpr demo' (a few minutes, most of it the installation)"
 	@echo "make test    install it with its test tools, then lint, check types and run all tests with coverage"
 	@echo "make docs    install what builds the documentation, run the tutorials and write docs/build/html (some minutes)"
+	@echo "make bench   measure all paths of benchmarks/speed again, one after the other, and write their tables (about half an hour)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   remove what builds, tests and the demo left; $(VENV) stays"
 
@@ -33,6 +34,12 @@ docs: $(VENV)/.installed-docs
 	$(TEST_ENV) STEXPR_DATA=$(STEXPR_DATA) STEXPR_WORK=$(CURDIR)/docs/build/work \
 		$(BIN)/python -m sphinx -W --keep-going -d docs/build/doctrees docs docs/build/html
 	@echo "open docs/build/html/index.html in a browser"
+
+# comparison.py is what the others share. One thread and one script at a time: they measure processor time.
+bench: $(VENV)/.installed-test
+	status=0; for script in $(filter-out %/comparison.py,$(wildcard benchmarks/speed/*.py)); do \
+		echo "$$script"; $(BIN)/python $$script || status=1; done; \
+		$(BIN)/python benchmarks/tables.py && exit $$status
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
