@@ -13,7 +13,7 @@ PYTEST_ARGS ?= --numprocesses 2 --dist worksteal --cov --cov-report term:skip-co
 # The tutorials read the olfactory bulb and a slide from here, and show a synthetic cohort where they are absent.
 STEXPR_DATA ?= $(firstword $(wildcard $(CURDIR)/../shared/data) $(CURDIR)/raw)
 
-.PHONY: demo test docs lint clean help
+.PHONY: demo test docs bench bench-gpu lint clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test    install it with its test tools, then lint, check types and run all tests with coverage"
 	@echo "make docs    install what builds the documentation, run the tutorials and write docs/build/html (some minutes)"
 	@echo "make bench-gpu  the speed table and the ten-backbone sweep on a GPU, over the prepared cohorts in cohorts/"
+	@echo "make bench   measure all paths of benchmarks/speed again, one after the other, and write their tables (about half an hour)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   remove what builds, tests and the demo left; $(VENV) stays"
 
@@ -41,6 +42,12 @@ GPU_OUT ?= benchmarks/results
 
 bench-gpu:
 	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py cohorts $(GPU_OUT)
+
+# comparison.py is what the others share. One thread and one script at a time: they measure processor time.
+bench: $(VENV)/.installed-test
+	status=0; for script in $(filter-out %/comparison.py,$(wildcard benchmarks/speed/*.py)); do \
+		echo "$$script"; $(BIN)/python $$script || status=1; done; \
+		$(BIN)/python benchmarks/tables.py && exit $$status
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """The scripts of benchmarks/speed: the form of their results, and that each runs at a small size."""
 
 import json
+import os
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,14 @@ import pytest
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
 
 
+SCRIPTS = ("attention", "growth", "metrics", "patches", "prepare")
+
+
 @pytest.fixture
 def comparison(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(SPEED))
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMBA"):  # set by the module, and put back
+        monkeypatch.setenv(f"{name}_NUM_THREADS", os.environ.get(f"{name}_NUM_THREADS", "1"))
     import comparison
 
     yield comparison
@@ -55,3 +62,24 @@ def test_tasks_take_turns_and_profiles_name_what_runs(comparison: ModuleType) ->
     assert medians == [2.0, 6.0]
     assert order == ["a", "b"] * 3
     assert "sorted" in comparison.profiled(lambda: sorted(range(2_000_000), key=lambda x: -x))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_run_at_a_small_size_and_write_nothing(
+    script: str, comparison: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--quick"])
+    runpy.run_path(str(SPEED / f"{script}.py"), run_name="__main__")
+    assert "ratio" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_results_hold_their_bars(script: str, comparison: ModuleType) -> None:
+    found = json.loads((comparison.RESULTS / f"speed-{script}.json").read_text(encoding="utf-8"))
+    assert found["command"] == f"python benchmarks/speed/{script}.py"
+    for row in found["rows"]:
+        assert comparison.holds(row), row["path"]
+        assert row["profile"]
+        assert set(row["versions"]) >= {"python", "stexpr"}

@@ -2,7 +2,7 @@
 
 Time against the matrix products alone that any such step has (the layer of 512, both layers of the attention, and the
 gradients of their weights), on one thread, processor seconds; memory above what the process held before, as a share of the bag
-in single precision, with the C library as it is. `--quick` takes a tenth of the patches.
+in single precision, with the C library as it is. `--quick` takes a fiftieth of the patches.
 """
 
 import comparison  # isort: split
@@ -37,7 +37,7 @@ def products(head: BagHead, bag: Tensor) -> None:
 
 
 def rows(quick: bool) -> list[comparison.Row]:
-    bag = torch.rand(PATCHES // 10 if quick else PATCHES, FEATURES)
+    bag = torch.rand(PATCHES // 50 if quick else PATCHES, FEATURES)
     head = make_head("gated_attention", FEATURES, 1).train()
     step(head, bag[:64])  # what torch sets up once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,6 +22,12 @@ def study(small_cohort: Path, tmp_path: Path) -> Callable[..., StudyConfig]:
     return load
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the baselines beside a study of a protocol of its own, whose network alone is looked at."""
+    monkeypatch.setattr("stexpr.train.spots.BASELINES", ())
+
+
 @pytest.fixture(scope="session")
 def baselines(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Return what puts the finished baselines of fold 0 into a folder of runs, so that only the network is left to run."""
@@ -38,5 +44,28 @@ def baselines(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> C
             done.extend(run_study(config, folder / "runs"))
         for run in done:
             shutil.copytree(run, runs / run.name, dirs_exist_ok=True)
+
+    return lend
+
+
+@pytest.fixture(scope="session")
+def finished(
+    small_cohort: Path, baselines: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], list[Path]]:
+    """Return what puts fold 0 of the small study, as it is, into a folder of runs: network first, then baselines."""
+    folder = tmp_path_factory.mktemp("finished")
+    done: list[Path] = []
+
+    def lend(runs: Path) -> list[Path]:
+        from stexpr.train.study import run_study
+
+        if not done:
+            baselines(folder / "runs")
+            path = folder / "study.yaml"
+            path.write_text(STUDY.format(cohort=small_cohort))
+            done.extend(run_study(load_study(path, ["folds=[0]"]), folder / "runs"))
+        for run in done:
+            shutil.copytree(run, runs / run.name, dirs_exist_ok=True)
+        return [runs / run.name for run in done]
 
     return lend

@@ -23,6 +23,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "model" / "model.safetensors")
 
 
+@pytest.mark.usefixtures("alone")
 def test_shallow_spots_are_hidden_from_training_and_test_and_named(study: Study, tmp_path: Path, small_cohort: Path):
     cohort = PreparedCohort.open(small_cohort)
     least = int(np.median(cohort.spots("a1")["library"]))
@@ -35,6 +36,7 @@ def test_shallow_spots_are_hidden_from_training_and_test_and_named(study: Study,
     assert any(f"fewer than {least} counts" in note and f"a1 {(~kept).sum()}" in note for note in record.notes)
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_epoch_chosen_on_test_patients_is_a_leak_and_says_so(study: Study, tmp_path: Path):
     rule = ("protocol.validation.rule=test", "protocol.validation.refit=false")
     with pytest.raises(ConfigError, match=r"looks at test data \(the number of epochs .*: say so with protocol.leaky=true"):
@@ -51,6 +53,7 @@ def test_the_epoch_chosen_on_test_patients_is_a_leak_and_says_so(study: Study, t
     assert np.array_equal(weights(run)[key], weights(other)[key])
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_preset_trains_its_way(study: Study, tmp_path: Path, small_cohort: Path):
     config = study("folds=[0]", "protocol=triplex", "protocol.panel.n_main=12", "protocol.panel.min_detection=0")
     run = run_study(config, tmp_path / "runs")[0]
@@ -65,6 +68,7 @@ def test_a_preset_trains_its_way(study: Study, tmp_path: Path, small_cohort: Pat
     np.testing.assert_allclose(tested.layers["measured"], expected, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_protocol_can_fix_window_and_stain(study: Study, tmp_path: Path):
     with pytest.raises(
         ConfigError, match=r"input.window_px = 24, but the protocol hest fixes a window of 20 um, which is 20 px"

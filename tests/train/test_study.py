@@ -28,6 +28,8 @@ from stexpr.train.study import run_study
 from wandb_files import assert_logged
 
 Study = Callable[..., StudyConfig]
+Lend = Callable[[Path], None]
+Finished = Callable[[Path], list[Path]]
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -69,9 +71,9 @@ def test_a_study_from_patches_to_records(study: Study, tmp_path: Path, small_coh
     )
 
 
-def test_what_is_done_is_not_done_again(study: Study, tmp_path: Path):
+def test_what_is_done_is_not_done_again(study: Study, tmp_path: Path, finished: Finished):
     config = study("folds=[0]")
-    runs = run_study(config, tmp_path / "runs")
+    runs = finished(tmp_path / "runs")
     stamps = [(run / "record.json").stat().st_mtime_ns for run in runs]
     said: list[str] = []
     assert run_study(config, tmp_path / "runs", report=said.append) == runs
@@ -93,15 +95,15 @@ def test_one_spot_under_two_patients_is_refused_before_anything_is_trained(study
     assert not (tmp_path / "runs").exists()
 
 
-def test_studies_of_one_protocol_share_their_baselines(study: Study, tmp_path: Path):
-    with_aux = run_study(study("folds=[0]"), tmp_path / "runs")
+def test_studies_of_one_protocol_share_their_baselines(study: Study, tmp_path: Path, finished: Finished):
+    with_aux = finished(tmp_path / "runs")
     without = run_study(study("folds=[0]", "model.auxiliary.weight=0", "training.lr=1e-3"), tmp_path / "runs")
     assert with_aux[1:] == without[1:]
     assert with_aux[0] != without[0]
 
 
-def test_the_color_ridge_finds_the_genes_that_follow_color(study: Study, tmp_path: Path):
-    runs = {read_record(run).model_label: run for run in run_study(study("folds=[0]"), tmp_path / "runs")}
+def test_the_color_ridge_finds_the_genes_that_follow_color(tmp_path: Path, finished: Finished):
+    runs = {read_record(run).model_label: run for run in finished(tmp_path / "runs")}
     table = pd.read_parquet(runs["color ridge"] / "per_gene.parquet").set_index("gene")
     planted = [gene for gene in table.index if int(gene[1:]) < 12]
     assert table.loc[planted, "pearson"].mean() > 0.6
@@ -109,8 +111,8 @@ def test_the_color_ridge_finds_the_genes_that_follow_color(study: Study, tmp_pat
     assert others.empty or abs(others.mean()) < 0.35
 
 
-def test_the_null_baselines_say_what_they_are(study: Study, tmp_path: Path):
-    records = {record.model["kind"]: record for record in map(read_record, run_study(study("folds=[0]"), tmp_path / "runs"))}
+def test_the_null_baselines_say_what_they_are(tmp_path: Path, finished: Finished):
+    records = {record.model["kind"]: record for record in map(read_record, finished(tmp_path / "runs"))}
     r = {kind: record.values["pearson"].value for kind, record in records.items()}
     assert r["training_mean"] is None
     # expression follows color here, spot by spot: neither depth, nor place, nor another gene's color says anything of it
@@ -124,8 +126,9 @@ def test_the_null_baselines_say_what_they_are(study: Study, tmp_path: Path):
     assert all(record.wall_time_s < 30 for kind, record in records.items() if kind != "network")
 
 
-def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study, tmp_path: Path):
-    one = run_study(study("folds=[0]"), tmp_path / "one")[0]
+def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study, tmp_path: Path, finished: Finished, baselines: Lend):
+    one = finished(tmp_path / "one")[0]
+    baselines(tmp_path / "again")
     again = run_study(study("folds=[0]"), tmp_path / "again")[0]
     other = run_study(study("folds=[0]", "seed=1"), tmp_path / "one")[0]
     a, b, c = weights(one), weights(again), weights(other)
@@ -133,7 +136,8 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study, tmp_path
     assert not all(np.array_equal(a[key], c[key]) for key in a)
 
 
-def test_without_an_auxiliary_head_nothing_of_it_is_saved(study: Study, tmp_path: Path):
+def test_without_an_auxiliary_head_nothing_of_it_is_saved(study: Study, tmp_path: Path, baselines: Lend):
+    baselines(tmp_path / "runs")
     run = run_study(study("folds=[0]", "model.auxiliary.weight=0"), tmp_path / "runs")[0]
     assert not any(key.startswith("auxiliary") for key in weights(run))
     assert read_record(run).model_label == "tiny"
@@ -141,8 +145,11 @@ def test_without_an_auxiliary_head_nothing_of_it_is_saved(study: Study, tmp_path
 
 
 @pytest.mark.parametrize("patches_in_memory", ["true", "false"])
-def test_where_patches_are_read_changes_nothing(study: Study, tmp_path: Path, patches_in_memory: str):
-    memory = run_study(study("folds=[0]"), tmp_path / "memory")[0]
+def test_where_patches_are_read_changes_nothing(
+    study: Study, tmp_path: Path, patches_in_memory: str, finished: Finished, baselines: Lend
+):
+    memory = finished(tmp_path / "memory")[0]
+    baselines(tmp_path / "other")
     other = run_study(study("folds=[0]", f"runtime.patches_in_memory={patches_in_memory}"), tmp_path / "other")[0]
     a, b = weights(memory), weights(other)
     assert memory.name == other.name
@@ -189,6 +196,9 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     config = study(*LONG)
     whole = uninterrupted(config)
     stopped = tmp_path / "stopped"
+    for run in whole.parent.glob("*/record.json"):
+        if run.parent != whole:  # baselines, which nothing interrupts here
+            shutil.copytree(run.parent, stopped / "runs" / run.parent.name)
     process = start(config, stopped)
     try:
         wait_for_lines(stopped, lines)
@@ -231,8 +241,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StudyCo
     return run
 
 
-def test_evaluate_gets_the_numbers_on_record_and_notices_changes(study: Study, tmp_path: Path):
-    run = run_study(study("folds=[0]"), tmp_path / "runs")[0]
+def test_evaluate_gets_the_numbers_on_record_and_notices_changes(tmp_path: Path, finished: Finished):
+    run = finished(tmp_path / "runs")[0]
     lines = list(evaluate_runs(tmp_path / "runs"))
     assert len(lines) == 1 + len(BASELINES)
     assert all("as recorded" in line for line in lines)
@@ -254,8 +264,8 @@ def test_evaluate_gets_the_numbers_on_record_and_notices_changes(study: Study, t
         list(evaluate_runs(tmp_path))
 
 
-def test_evaluate_notices_a_changed_table(study: Study, tmp_path: Path):
-    run = run_study(study("folds=[0]"), tmp_path / "runs")[0]
+def test_evaluate_notices_a_changed_table(tmp_path: Path, finished: Finished):
+    run = finished(tmp_path / "runs")[0]
     table = pd.read_parquet(run / "per_gene.parquet")
     table["pearson"] += 0.1
     table.to_parquet(run / "per_gene.parquet", index=False)
@@ -263,17 +273,21 @@ def test_evaluate_notices_a_changed_table(study: Study, tmp_path: Path):
         list(evaluate_runs(run))
 
 
-def test_wandb_mirrors_a_run_offline(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_mirrors_a_run_offline(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Finished, baselines: Lend
+):
+    baselines(tmp_path / "runs")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = run_study(study("folds=[0]", "runtime.tracker=wandb"), tmp_path / "runs")[0]
     assert_logged(run, b"tiny-aux-f0-s0", b"val/pearson", b"per_gene", b"cohort_hash")
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/maps/*.png"))) == 3
-    assert read_record(run).values == read_record(run_study(study("folds=[0]"), tmp_path / "plain")[0]).values
+    assert read_record(run).values == read_record(finished(tmp_path / "plain")[0]).values
 
 
 @pytest.mark.parametrize("loss", ["mse_pearson", "negative_binomial"])
-def test_other_losses_learn_too(study: Study, tmp_path: Path, loss: str):
+def test_other_losses_learn_too(study: Study, tmp_path: Path, loss: str, baselines: Lend):
+    baselines(tmp_path / "runs")
     run = run_study(study("folds=[0]", f"model.loss={loss}", "training.epochs=6"), tmp_path / "runs")[0]
     record = read_record(run)
     value = record.values["pearson"].value
@@ -282,6 +296,7 @@ def test_other_losses_learn_too(study: Study, tmp_path: Path, loss: str):
     assert record.model_label == f"tiny + aux {loss.replace('_', ' ')}"
 
 
+@pytest.mark.usefixtures("alone")
 def test_several_inner_partitions_choose_one_epoch(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.validation.splits=2"), tmp_path / "runs")[0]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -293,6 +308,7 @@ def test_several_inner_partitions_choose_one_epoch(study: Study, tmp_path: Path)
     assert sum(line["phase"] == "final" for line in lines) == epochs.chosen
 
 
+@pytest.mark.usefixtures("alone")
 def test_without_refit_the_best_weights_are_kept(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.validation.refit=false", "training.epochs=5"), tmp_path / "runs")[0]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -302,13 +318,15 @@ def test_without_refit_the_best_weights_are_kept(study: Study, tmp_path: Path):
     assert epochs.chosen == int(np.argmax([line["val/pearson"] for line in lines])) + 1
 
 
-def test_patience_ends_an_inner_training(study: Study, tmp_path: Path):
+def test_patience_ends_an_inner_training(study: Study, tmp_path: Path, baselines: Lend):
+    baselines(tmp_path / "runs")
     overrides = ("folds=[0]", "training.epochs=40", "training.patience=1", "training.lr=1e-9", "training.clip_norm=null")
     run = run_study(study(*overrides), tmp_path / "runs")[0]
     inner = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "inner" in line]
     assert len(inner) < 40
 
 
+@pytest.mark.usefixtures("alone")
 def test_epochs_set_in_advance(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.validation.rule=epochs"), tmp_path / "runs")[0]
     record = read_record(run)
@@ -317,7 +335,8 @@ def test_epochs_set_in_advance(study: Study, tmp_path: Path):
     assert record.epochs.chosen == 3
 
 
-def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path):
+def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path, baselines: Lend):
+    baselines(tmp_path / "runs")
     config = study("folds=[0]", "training.lr=1e30", "training.optimizer=sgd", "training.clip_norm=null")
     with pytest.raises(TrainingError) as caught:
         run_study(config, tmp_path / "runs")
@@ -327,11 +346,12 @@ def test_a_loss_that_is_not_finite_names_its_place(study: Study, tmp_path: Path)
     assert "in fold 0, inner 0 training" in message
 
 
-def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, small_cohort: Path, monkeypatch):
+def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, small_cohort: Path, monkeypatch, baselines: Lend):
     """While weights, panel, scaler and epoch are fitted, no count and no patch of the test patient is read.
 
     Before that the audit reads the counts of all sections, for spots that stand on two sides.
     """
+    baselines(tmp_path / "runs")
     read: list[str] = []
     fitting = [False]
     for method in ("counts", "patches", "patch_reader", "spots"):
@@ -366,7 +386,9 @@ def test_the_trainer_never_opens_a_test_section(study: Study, tmp_path: Path, sm
     assert set(read) == {"b1", "c1", "c2"}
 
 
-def test_panel_and_scaler_do_not_change_with_the_test_patient(study: Study, tmp_path: Path, small_cohort: Path):
+def test_panel_and_scaler_do_not_change_with_the_test_patient(
+    study: Study, tmp_path: Path, small_cohort: Path, finished: Finished, request: pytest.FixtureRequest
+):
     """The model of fold 0 is bit-equal when the test patient's counts are shuffled."""
     import h5py
 
@@ -375,13 +397,15 @@ def test_panel_and_scaler_do_not_change_with_the_test_patient(study: Study, tmp_
     with h5py.File(changed / "st" / "a1.h5ad", "r+") as file:
         data = file["X/data"]
         data[...] = data[...][::-1]
-    one = run_study(study("folds=[0]"), tmp_path / "one")[0]
+    one = finished(tmp_path / "one")[0]
+    request.getfixturevalue("alone")  # from here on
     other = run_study(study("folds=[0]", f"cohort={changed}"), tmp_path / "other")[0]
     a, b = weights(one), weights(other)
     assert all(np.array_equal(a[key], b[key]) for key in a)
     assert (one / "model" / "genes.csv").read_text() == (other / "model" / "genes.csv").read_text()
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_gene_included_by_name_is_main_and_its_detection_said(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.panel.include=[G23]", "protocol.panel.n_main=6"), tmp_path / "runs")[0]
     (note,) = [note for note in read_record(run).notes if "included by name" in note]
@@ -389,6 +413,7 @@ def test_a_gene_included_by_name_is_main_and_its_detection_said(study: Study, tm
     assert (run / "model" / "genes.csv").read_text().splitlines()[1].startswith("G23,main,")
 
 
+@pytest.mark.usefixtures("alone")
 def test_cohort_scope_is_named_in_the_record(study: Study, tmp_path: Path):
     run = run_study(study("folds=[0]", "protocol.panel.scope=cohort", "protocol.leaky=true"), tmp_path / "runs")[0]
     assert read_record(run).panel.scope == "cohort"
@@ -409,9 +434,9 @@ def test_bad_input_is_one_clear_error(study: Study, tmp_path: Path, overrides, e
         run_study(study(*overrides), tmp_path / "runs")
 
 
-def test_folds_come_back_from_a_file(study: Study, tmp_path: Path, small_cohort: Path):
+def test_folds_come_back_from_a_file(study: Study, tmp_path: Path, small_cohort: Path, finished: Finished):
     config = study("folds=[0]")
-    run = run_study(config, tmp_path / "runs")[0]
+    run = finished(tmp_path / "runs")[0]
     again = study("protocol.split.rule=file", f"protocol.split.file={run / 'folds.json'}")
     cohort = PreparedCohort.open(small_cohort)
     assert study_folds(again, cohort) == study_folds(config, cohort)[:1]
@@ -429,7 +454,8 @@ def test_a_read_only_folder(study: Study, tmp_path: Path):
         run_study(study("folds=[0]"), tmp_path / "runs")
 
 
-def test_a_baseline_that_another_process_makes_is_left_to_it(study: Study, tmp_path: Path):
+def test_a_baseline_that_another_process_makes_is_left_to_it(study: Study, tmp_path: Path, baselines: Lend):
+    baselines(tmp_path)
     config = study("model={kind: training_mean}", "folds=[0]")
     first, *_ = run_study(config, tmp_path)
     (first / "record.json").unlink()
