@@ -27,6 +27,7 @@ from stexpr.models.export.files import (
     GENES,
     INTERVALS,
     MEMBERS,
+    ONE_FIELD,
     REFERENCE,
     WEIGHTS,
     EnsembleConfigFile,
@@ -104,6 +105,9 @@ def save_model(
     contents = {WEIGHTS: save_tensors(tensors), GENES: genes_csv(panel).encode()}
     if applicability is not None:
         contents[REFERENCE] = applicability.to_bytes()
+    seen = asdict(preprocessing)
+    if len(preprocessing.fields_px) == 1:
+        del seen["fields_px"]  # it is the window, and earlier versions know no other
     config = {
         # weights that came from a folder or a repository are now here: only the architecture is still needed
         "backbone": backbone.portable_name,
@@ -111,7 +115,7 @@ def save_model(
         "auxiliary_weight": model.auxiliary_weight,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": seen,
         "panel": {key: panel.to_dict()[key] for key in ("rule", "scope", "min_detection", "included")},
         "provenance": dict(provenance),
     }
@@ -158,7 +162,7 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
     config = {
-        "format": FORMAT,
+        "format": FORMAT if "fields_px" in config.get("preprocessing", {}) else ONE_FIELD,
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,
