@@ -407,7 +407,6 @@ def test_a_folder_of_format_1_is_still_read(saved, make_batch):
 
     def age(config: dict[str, Any]) -> None:
         config["format"] = 1
-        del config["preprocessing"]["fields_px"]
         for key in ("release", "intervals", "backbone_arguments"):
             del config[key]
 

@@ -60,11 +60,14 @@ def test_the_card_says_what_the_network_sees(tmp_path, make_model):
     assert f"| input | {said}; stain normalization: none |" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_older_folder_has_one_field_of_view(tmp_path, make_model, make_batch, version):
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_folder_that_tells_no_fields_has_one(tmp_path, make_model, make_batch, version):
     model = make_model()
     save(tmp_path, model)
-    rewrite(tmp_path, format=version, fields_px=None)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["format"] == 2  # which earlier versions read
+    assert written["preprocessing"].keys() == {"mpp", "window_px", "input_px", "stain", "mean", "sd"}
+    rewrite(tmp_path, format=version)
     loaded = load_model(tmp_path)
     assert loaded.preprocessing.fields_px == (32,)
     patches = make_batch(3).patches
@@ -81,7 +84,8 @@ def test_an_older_folder_has_one_field_of_view(tmp_path, make_model, make_batch,
         ({"fields_px": [-24, 48]}, "do not ascend"),
         ({"fields_px": ["a", 48]}, "valid integer"),
         ({"fields_px": 48}, "valid tuple"),
-        ({"fields_px": None}, "preprocessing has the keys"),
+        ({"fields_px": None}, "does not fit config.json"),
+        ({"other_px": 24}, "preprocessing has the keys"),
         ({"fields_px": [24, 48], "format": 2}, "preprocessing has the keys"),
         ({"fields_px": [48]}, "does not fit config.json"),  # the heads want the features of two
         ({"fields_px": [12, 24, 48]}, "does not fit config.json"),

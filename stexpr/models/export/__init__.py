@@ -27,6 +27,7 @@ from stexpr.models.export.files import (
     GENES,
     INTERVALS,
     MEMBERS,
+    PLAIN,
     REFERENCE,
     WEIGHTS,
     EnsembleConfigFile,
@@ -106,6 +107,9 @@ def save_model(
     contents = {WEIGHTS: save_tensors(tensors), GENES: genes_csv(panel).encode()}
     if applicability is not None:
         contents[REFERENCE] = applicability.to_bytes()
+    seen = asdict(preprocessing)
+    if len(preprocessing.fields_px) == 1:
+        del seen["fields_px"]  # it is the window, and earlier versions know no other
     config = {
         # weights that came from a folder or a repository are now here: only the architecture is still needed
         "backbone": backbone.portable_name,
@@ -113,7 +117,7 @@ def save_model(
         "auxiliary_weight": model.auxiliary_weight,
         "objectives": {role: o.settings() for role, o in objectives.items() if o is not None},
         "transform": asdict(transform),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": seen,
         "panel": {key: panel.to_dict()[key] for key in ("rule", "scope", "min_detection", "included")},
         "provenance": dict(provenance),
     }
@@ -163,8 +167,9 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
     if intervals is not None:
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
+    newer = {"rank", "fusion"} & config.keys() or "fields_px" in config.get("preprocessing", {})
     config = {
-        "format": FORMAT,
+        "format": FORMAT if newer else PLAIN,
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,

@@ -21,6 +21,8 @@ from stexpr.panel import ExpressionTransform, GenePanel, PanelRule, PanelScope, 
 FORMAT: Final = 3
 """Format 1 knew neither `release` nor ensembles, format 2 one field of view and neither `rank` nor `fusion`; their folders are
 read as before."""
+PLAIN: Final = 2
+"""What a model of one field of view, with neither `rank` nor `fusion`, is written as: earlier versions can read it."""
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 GENES: Final = "genes.csv"
@@ -99,10 +101,10 @@ class ModelConfigFile(Strict):
     def _nothing_by_default(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Refuse a unit of expression or an input that is not spelled out."""
         for key, kind in (("transform", ExpressionTransform), ("preprocessing", Preprocessing)):
-            later = ("fields_px",) if values.get("format") in (1, 2) else ()
-            names = [field.name for field in fields(kind) if field.name not in later]
+            names = [field.name for field in fields(kind) if field.name != "fields_px"]
             own = values.get(key)
-            if not isinstance(own, dict) or set(own) != set(names):
+            optional = {"fields_px"} if key == "preprocessing" and values.get("format") == FORMAT else set()
+            if not isinstance(own, dict) or set(own) - optional != set(names):
                 raise ValueError(f"{key} has the keys {', '.join(names)} and no others")
         return values
 
