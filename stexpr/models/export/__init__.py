@@ -23,17 +23,16 @@ from stexpr.models.export.card import model_card
 from stexpr.models.export.files import (
     CARD,
     CONFIG,
-    FORMAT,
     GENES,
     INTERVALS,
     MEMBERS,
-    PLAIN,
     REFERENCE,
     WEIGHTS,
     EnsembleConfigFile,
     ModelConfigFile,
     checked,
     ensemble_genes_csv,
+    format_of,
     genes_csv,
     read_config,
     read_panel,
@@ -167,9 +166,8 @@ def _write(folder: Path, contents: dict[str, bytes], config: dict[str, Any], mod
     if intervals is not None:
         contents[INTERVALS] = intervals.to_csv()
         described = {"level": intervals.level, "n_patients": intervals.n_patients, "n_spots": intervals.n_spots}
-    newer = {"rank", "fusion"} & config.keys() or "fields_px" in config.get("preprocessing", {})
     config = {
-        "format": FORMAT if newer else PLAIN,
+        "format": format_of(config),
         **config,
         "release": model.release.model_dump(mode="json"),
         "intervals": described,

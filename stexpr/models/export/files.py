@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
@@ -167,6 +168,12 @@ def read_config(folder: Path, expected: str | None = None) -> ModelConfigFile | 
         return cast(ModelConfigFile | EnsembleConfigFile, validated(kind, values, str(path)))
     except ConfigError as err:
         raise ModelError(str(err)) from err
+
+
+def format_of(config: Mapping[str, Any]) -> int:
+    """Return the format of a `config.json` to be written: the oldest that can say all that is in it."""
+    newer = {"rank", "fusion"} & config.keys() or "fields_px" in config.get("preprocessing", {})
+    return FORMAT if newer else PLAIN
 
 
 def checked(path: Path, expected: str | None) -> bytes:
