@@ -9,7 +9,8 @@ included. Random weights, which do not change how long it takes; no symmetries.
 import comparison  # isort: split
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ from stexpr.models.export import load_model
 
 COHORT = (("resnet18", 64, 1000), ("efficientnet_b0", 64, 1000), ("resnet18", 224, 128), ("efficientnet_b0", 224, 128))
 """Backbone, window in px, spots."""
-SLIDE = ("resnet18", "efficientnet_b0")
-SLIDE_PX, WINDOW_PX, BATCH, BAR = 224 * 26, 224, 32, 0.90
+SLIDE, BLOCKS = ("resnet18",), 2
+SLIDE_PX, WINDOW_PX, BATCH, BAR = 4096 * 2, 224, 32, 0.90
 
 
 def rows(quick: bool) -> list[comparison.Row]:
@@ -41,7 +42,7 @@ def rows(quick: bool) -> list[comparison.Row]:
             found.append(of_cohort(spots, name, n, 2 * turns))
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "slide.tif"
-        write_large_slide(image, width=SLIDE_PX, height=SLIDE_PX, n_blocks=1, mpp=MPP)
+        write_large_slide(image, width=SLIDE_PX, height=SLIDE_PX, n_blocks=BLOCKS, mpp=MPP)
         for name in slide:
             found += of_slide(image, Path(folder) / name, name, stride * WINDOW_PX * MPP, turns)
     return found
@@ -66,14 +67,8 @@ def of_cohort(spots: Spots, name: str, n: int, turns: int) -> comparison.Row:
     def ours() -> None:
         extract_features(backbone, data, use, batch_size=BATCH)
 
-    return compare(
-        f"embedding a cohort, {name}, {data.window_px} px",
-        ours,
-        lambda: bare(net, images),
-        len(use),
-        turns,
-        "patches from their files",
-    )
+    (row,) = compare([f"embedding a cohort, {name}, {data.window_px} px"], [ours], partial(bare, net, images), len(use), turns)
+    return row
 
 
 def of_slide(image: Path, folder: Path, name: str, stride_um: float, turns: int) -> list[comparison.Row]:
@@ -90,27 +85,31 @@ def of_slide(image: Path, folder: Path, name: str, stride_um: float, turns: int)
     def predict() -> None:
         predict_slide(image, model, folder / "slide.h5ad", stride_um=stride_um, symmetries=False, batch_size=BATCH)
 
+    paths = [f"{what}, {name}, {WINDOW_PX} px" for what in ("embedding a slide", f"predicting {N_GENES} genes of a slide")]
+    return compare(paths, [embed, predict], partial(bare, net, images), n, turns)
+
+
+def compare(
+    paths: Sequence[str], ours: Sequence[Callable[[], None]], peer: Callable[[], None], n: int, turns: int
+) -> list[comparison.Row]:
+    """A row for each of our paths against one peer."""
+    for call in (*ours, peer):
+        call()  # what torch sets up once
+    *seconds, of_peer = comparison.in_turns(turns, *ours, peer)
     return [
-        compare(f"{path}, {name}, {WINDOW_PX} px", call, lambda: bare(net, images), n, turns, "a TIFF pyramid of JPEG tiles")
-        for path, call in (("embedding a slide", embed), (f"predicting {N_GENES} genes of a slide", predict))
+        comparison.compared(
+            path,
+            ours=n / own,
+            peer=n / of_peer,
+            at_least=BAR,
+            unit="images/s",
+            how=f"{n} patches in batches of {BATCH}, fp32; ours from files on the disk, peer: timm on ready tensors; processor "
+            f"time, median of {turns} turns",
+            profile=comparison.profiled(call),
+            packages=PACKAGES,
+        )
+        for path, own, call in zip(paths, seconds, ours, strict=True)
     ]
-
-
-def compare(path: str, ours: Callable[[], None], peer: Callable[[], None], n: int, turns: int, source: str) -> comparison.Row:
-    ours()
-    peer()  # what torch sets up once
-    seconds = comparison.in_turns(turns, ours, peer)
-    return comparison.compared(
-        path,
-        ours=n / seconds[0],
-        peer=n / seconds[1],
-        at_least=BAR,
-        unit="images/s",
-        how=f"{n} patches in batches of {BATCH}, fp32; ours: {source}; peer: timm on ready tensors; processor time, median of "
-        f"{turns} turns",
-        profile=comparison.profiled(ours),
-        packages=PACKAGES,
-    )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def test_small_patches_have_fewer_scales():
     assert appearance(tissue(2, 0)).shape == (2, 3 + 3 + 3 + 4 * 3)
 
 
+def test_appearance_depends_neither_on_the_others_nor_on_the_layout() -> None:
+    patches = tissue(7, 0)
+    whole = appearance(patches)
+    assert torch.equal(whole, torch.cat([appearance(patches[i : i + 1]) for i in range(7)]))
+    assert torch.equal(whole, appearance(patches.contiguous(memory_format=torch.channels_last)))
+    assert appearance(patches[:0]).shape == (0, whole.shape[1])
+
+
 def test_a_reference_comes_back_as_it_was(model, reference):
     patches = views(tissue(20, 7), model)
     back = Applicability.from_bytes(reference.to_bytes(), model.backbone.n_features)

@@ -35,6 +35,7 @@ FLOOR: Final = 0.01
 QUANTILE: Final = 0.99
 """Share of patches of the same kind of tissue that stay below the threshold."""
 _SCALES: Final = (1, 2, 4, 8)
+_AT_A_TIME: Final = 4
 _KEYS: Final = ("mean", "whitening", "bank", "threshold")
 
 
@@ -45,7 +46,13 @@ def appearance(patches: UInt8[Tensor, "B 3 H W"]) -> Float32[Tensor, "B F"]:
         Of each channel the mean and the standard deviation, the correlations between channels, and of each channel the mean
         contrast between neighbors at 1, 2, 4 and 8 px; scales that do not fit the patch are left out.
     """
-    images = patches.float() / 255
+    # a few at a time, whose temporaries stay in a processor's cache; a GPU takes all at once
+    parts = torch.split(patches, _AT_A_TIME) if patches.device.type == "cpu" and len(patches) else (patches,)
+    return torch.cat([_appearance(part) for part in parts])
+
+
+def _appearance(patches: UInt8[Tensor, "B 3 H W"]) -> Float32[Tensor, "B F"]:
+    images = patches.contiguous().float().div_(255)
     flat = images.flatten(2)
     mean, centered = flat.mean(dim=2), flat - flat.mean(dim=2, keepdim=True)
     sd = centered.square().mean(dim=2).sqrt()
@@ -54,8 +61,8 @@ def appearance(patches: UInt8[Tensor, "B 3 H W"]) -> Float32[Tensor, "B F"]:
     for scale in _SCALES:
         if min(images.shape[2:]) < 2 * scale:
             break
-        coarse = functional.avg_pool2d(images, scale)
-        steps = (coarse.diff(dim=2).abs().mean(dim=(2, 3)), coarse.diff(dim=3).abs().mean(dim=(2, 3)))
+        coarse = functional.avg_pool2d(images, scale) if scale > 1 else images
+        steps = (coarse.diff(dim=2).abs_().mean(dim=(2, 3)), coarse.diff(dim=3).abs_().mean(dim=(2, 3)))
         parts.append((steps[0] + steps[1]) / 2)
     return torch.cat(parts, dim=1)
 
