@@ -75,6 +75,27 @@ def speed(_: str) -> str:
     return table(["path", "ours", "peer", "ratio", "must reach", "unit", "device"], rows)
 
 
+def margins(cohort: str) -> str:
+    """How far the best model is above every baseline, patient by patient."""
+    rows = []
+    for where, found in json.loads((RESULTS / f"skill-{cohort}.json").read_text(encoding="utf-8"))["margins"].items():
+        for row in found:
+            seeds = f"{number(row['r'])} ({row['seeds']} seeds, SD {number(row['seed_sd'])})"
+            bounds = f"{number(row['low'])} to {number(row['high'])}"
+            rows.append([where, seeds, row["baseline"], number(row["r_baseline"]), f"{row['margin']:+.3f}", bounds])
+    return table(["tested on", "r of the best model", "against", "its r", "margin", "these sections only, 95 %"], rows)
+
+
+def ablation(cohort: str) -> str:
+    """What each part is worth on inner validation."""
+    rows = []
+    for row in json.loads((RESULTS / f"ablation_{cohort}.json").read_text(encoding="utf-8"))["candidates"]:
+        changes = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in row["changes"].items()) or "the best study"
+        folds = [number(value) for value in row["by_fold"]]
+        rows.append([changes, number(row["r_validation"]), f"{row['difference']:+.3f}", *folds, f"{row['minutes']:.1f}"])
+    return table(["candidate", "r, inner validation", "difference", "fold 0", "fold 1", "minutes"], rows)
+
+
 def slides(_: str) -> str:
     """Memory and time of predicting slides, by the area of their tissue."""
     found = json.loads((RESULTS / "speed-slide.json").read_text(encoding="utf-8"))
@@ -231,6 +252,8 @@ WRITERS = {
         ceilings,
         inflation,
         speed,
+        margins,
+        ablation,
         slides,
         coverage,
         novelty,
