@@ -88,7 +88,7 @@ def pretraining(
     rows = spots.rows(dict.fromkeys(fold.train_sections))  # whatever else the dataset holds
     if len(rows) < 4:
         raise TrainingError(f"fold {fold.index} has {len(rows)} training spots, too few for training.pretrain; set it to null")
-    changes: dict[str, Any] = {"epochs": pretrain.epochs, "lr": pretrain.lr, "batch_size": pretrain.batch_size}
+    changes: dict[str, Any] = {"epochs": pretrain.epochs, "lr": pretrain.lr, "batch_size": pretrain.batch_size, "average": None}
     return Fit(
         _build(config, window_px),
         spots,
