@@ -54,7 +54,10 @@ def patches_of(cohort: Path, section: str, side: int) -> torch.Tensor:
     return torch.from_numpy(PreparedCohort.open(cohort).patches(section, side)).permute(0, 3, 1, 2)
 
 
-def test_a_frozen_encoder_from_patches_to_the_board(study: Study, encoder: Path, small_cohort: Path, tmp_path: Path):
+def test_a_frozen_encoder_from_patches_to_the_board(
+    study: Study, encoder: Path, small_cohort: Path, tmp_path: Path, baselines: Callable[[Path], None]
+):
+    baselines(tmp_path / "runs")
     said: list[str] = []
     config = study(*frozen(encoder))
     runs = run_study(config, tmp_path / "runs", report=said.append)

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,18 @@ BY_LABEL = {"tiny": "model.auxiliary.weight=0", "tiny + aux": "model.auxiliary.w
 
 
 @pytest.fixture(scope="module")
-def runs(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All folds of two small models, and of the first a second seed, without the baselines."""
+def runs(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory, baselines: Callable[[Path], None]) -> Path:
+    """All folds of two small models, and of the first a second seed; baselines of fold 0 alone."""
     from stexpr.config import load_study
 
     folder = tmp_path_factory.mktemp("release")
     path = folder / "study.yaml"
     path.write_text(STUDY.format(cohort=small_cohort))
-    for override in ("model.auxiliary.weight=0", "seed=1 model.auxiliary.weight=0", "model.auxiliary.weight=1"):
-        run_study(load_study(path, [*override.split(), "training.epochs=2"]), folder / "runs")
+    baselines(folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stexpr.train.spots.BASELINES", ())
+        for override in ("model.auxiliary.weight=0", "seed=1 model.auxiliary.weight=0", "model.auxiliary.weight=1"):
+            run_study(load_study(path, [*override.split(), "training.epochs=2"]), folder / "runs")
     return folder / "runs"
 
 
@@ -220,6 +224,7 @@ def test_what_is_not_one_study_is_refused(runs, tmp_path):
         export_runs(unequal, tmp_path)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_normalized_cohort_passes_its_stain_on(raw_cohort, tmp_path):
     from stexpr.config import load_study
     from stexpr.data.cards import load_card
