@@ -14,4 +14,5 @@ for sweep in ten_backbones auxiliary_weight; do
   "$stexpr" leaderboard "runs/$sweep" -o "boards/$sweep" --html
 done
 .venv/bin/python benchmarks/sweeps/auxiliary.py runs/auxiliary_weight
+.venv/bin/python benchmarks/sweeps/auxiliary.py runs/ten_backbones ten_backbones
 .venv/bin/python benchmarks/tables.py

@@ -1,9 +1,10 @@
 """The effect of the auxiliary head in a sweep of several seeds: pairs that differ in nothing else, an interval over seeds.
 
-    .venv/bin/python benchmarks/sweeps/auxiliary.py RUNS
+    .venv/bin/python benchmarks/sweeps/auxiliary.py RUNS [SWEEP]
 
-The interval says how sure the effect is *on these patients* when training is repeated; it says nothing of other patients.
-Writes benchmarks/results/auxiliary_weight/effect.csv.
+The interval says how sure the effect is *on these patients* when training is repeated; it says nothing of other patients. Where
+each backbone has one seed, backbones take the place of seeds in the interval of all. Writes
+benchmarks/results/SWEEP/effect.csv, of auxiliary_weight where none is named.
 """
 
 import sys
@@ -49,15 +50,18 @@ def effects(runs: Path) -> pd.DataFrame:
                     "high": interval.high,
                 }
             )
-    means = (r[r.columns[-1]] - r[0.0]).groupby(level="seed").mean().to_numpy()
+    pairs = r[r.columns[-1]] - r[0.0]
+    one_seed = pairs.index.get_level_values("seed").nunique() == 1
+    means = pairs.groupby(level="backbone" if one_seed else "seed").mean().to_numpy()
     interval = t_interval(means)
-    every = {"backbone": "all", "weight": r.columns[-1], "seeds": len(means), "effect": means.mean()}
+    name = f"all {len(means)}, interval over backbones" if one_seed else "all"
+    every = {"backbone": name, "weight": r.columns[-1], "seeds": 1 if one_seed else len(means), "effect": means.mean()}
     return pd.DataFrame([*found, {**every, "low": interval.low, "high": interval.high}])
 
 
 def main() -> None:
     frame = effects(Path(sys.argv[1]))
-    path = RESULTS / "auxiliary_weight" / "effect.csv"
+    path = RESULTS / (sys.argv[2] if len(sys.argv) > 2 else "auxiliary_weight") / "effect.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False, float_format="%.6f")
     print(frame.to_string(index=False))
