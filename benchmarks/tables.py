@@ -181,7 +181,9 @@ def effect(sweep: str) -> str:
     """The auxiliary effect by backbone, with its interval over seeds."""
     rows = []
     for row in pd.read_csv(RESULTS / sweep / "effect.csv").to_dict("records"):
-        figures = ["–" if pd.isna(row[key]) else number(row[key]) for key in ("r_without", "r_with", "seed_sd_without", "effect")]
+        figures = [
+            "–" if pd.isna(row[key]) else number(row[key]) for key in ("r_without", "r_with", "seed_sd_without", "effect")
+        ]
         rows.append([row["backbone"], f"{row['seeds']:.0f}", *figures, f"{number(row['low'])} to {number(row['high'])}"])
     return table(["backbone", "seeds", "r without", "r with", "SD over seeds", "effect", "95 % interval over seeds"], rows)
 

@@ -7,28 +7,20 @@ from types import ModuleType
 
 import pytest
 
+from small_study import STUDY
 from stexpr.config.sweep import load_sweep
 from stexpr.evaluate.lines import read_lines
 from stexpr.evaluate.records import read_records
 from stexpr.train.study import run_study
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SWEEP = """
 name: candidates
 study: {study}
-overrides: {{training.epochs: 2, folds: null}}
+overrides: {{training.epochs: 2}}
 list:
   - {{}}
   - {{model.fusion: {{radii_px: [4, 8], components: 3, share: 1.0}}}}
-"""
-STUDY = """
-name: small
-cohort: {cohort}
-protocol: {{panel: {{n_main: 12, min_detection: 0.05}}, validation: {{fraction: 0.5}}}}
-input: {{window_px: 24}}
-model: {{kind: network, backbone: tiny}}
-training: {{epochs: 2, batch_size: 16, lr: 3e-3, warmup_epochs: 0.5}}
-runtime: {{device: cpu}}
 """
 
 
