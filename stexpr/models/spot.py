@@ -119,15 +119,14 @@ class SpotRegressor(TrainableModel):
             raise ModelError("only a network that predicts standardized expression can be fused with components of it")
         if self.fusion is not None:
             raise ModelError("the model is fused already")
-        network, share = self.main_head, fusion.share
-        self.main_head = nn.Linear(self.backbone.n_features + fusion.n_components, network.out_features)
+        head, share = self.main_head, fusion.share
+        weight, bias = head.whole() if isinstance(head, LowRankHead) else (head.weight, head.bias)
+        self.main_head = nn.Linear(self.backbone.n_features + fusion.n_components, len(bias))
         with torch.no_grad():
-            self.main_head.weight.copy_(
-                torch.cat([(1 - share) * network.weight, share * fusion.axes.T.to(network.weight)], dim=1)
-            )
-            self.main_head.bias.copy_((1 - share) * network.bias)
-        self.main_head.to(network.weight.device)
-        self.fusion = fusion.to(network.weight.device)
+            self.main_head.weight.copy_(torch.cat([(1 - share) * weight, share * fusion.axes.T.to(weight)], dim=1))
+            self.main_head.bias.copy_((1 - share) * bias)
+        self.main_head.to(weight.device)
+        self.fusion = fusion.to(weight.device)
 
     def loss(self, batch: SpotBatch) -> Loss:
         """Return main + lambda x auxiliary loss, each a mean over its own genes.

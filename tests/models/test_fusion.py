@@ -33,8 +33,10 @@ def fused(make_model, make_batch):
     return model
 
 
-def test_a_fused_model_predicts_the_average(make_model, make_batch):
-    model, patches = make_model().eval(), make_batch(6).patches
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_fused_model_predicts_the_average(make_model, make_batch, rank):
+    factors = None if rank is None else torch.tensor([[1.0, 0.5, 0.0, 0.2, -0.3], [0.0, 1.0, -2.0, 0.1, 0.0]])
+    model, patches = make_model(rank=rank, components=factors).eval(), make_batch(6).patches
     regression = regression_of(model, make_batch)
     with torch.inference_mode():
         alone = model.predict(patches, symmetries=True)
