@@ -74,7 +74,7 @@ def test_a_fit_sees_nothing_but_its_rows(study: Study):
     for change in (False, True):
         if change:
             dataset.counts_main[others] += 50
-            dataset._patches[others] = 7  # type: ignore[index]
+            dataset._columns.tensors[3][others] = 7  # the patches of others
         model = build_network(config, dataset, rows, transform)
         fits.append(FusedTraining(config.model.fusion, dataset, seed=0).fitted(model, rows))  # type: ignore[union-attr, arg-type]
     for (name, one), (_, other) in zip(fits[0].state_dict().items(), fits[1].state_dict().items(), strict=True):

@@ -161,7 +161,7 @@ def test_a_run_whose_key_was_refused_is_sent_later_and_once(place: Place):
     assert "x" * 44 not in said
     for environment, message in (
         ({"WANDB_API_KEY": ""}, "nobody is logged in"),
-        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "refuses or does not answer"),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "does not answer"),  # or refuses, on a machine with time to spare
     ):
         done = place.stexpr("wandb", "sync", "runs", **environment)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

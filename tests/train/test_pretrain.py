@@ -155,7 +155,7 @@ def test_metrics_label_and_record_tell_of_it(study: Study, tmp_path: Path, basel
     assert [line["phase"] for line in lines] == ["self-supervised"] * 2 + ["inner 0", "final"]
     assert {"epoch", "train/loss", "train/spread", "train/lr"} < lines[0].keys()
     record = read_record(run)
-    assert record.model_label == "tiny + aux frozen SimSiam"
+    assert record.model_label == "tiny + aux frozen, SimSiam"
     assert record.settings["training"]["pretrain"]["epochs"] == 2
     assert "pre-trained without expression (SimSiam, 2 epochs) on windows anywhere around 192 training spots" in record.notes
 
