@@ -89,11 +89,17 @@ def margins(cohort: str) -> str:
 def ablation(cohort: str) -> str:
     """What each part is worth on inner validation."""
     rows = []
-    for row in json.loads((RESULTS / f"ablation_{cohort}.json").read_text(encoding="utf-8"))["candidates"]:
-        changes = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in row["changes"].items()) or "the best study"
+    found = json.loads((RESULTS / f"ablation_{cohort}.json").read_text(encoding="utf-8"))
+    for row in found["candidates"]:
+        changes = _as_overrides(row["changes"]) or "the best study"
         folds = [number(value) for value in row["by_fold"]]
         rows.append([changes, number(row["r_validation"]), f"{row['difference']:+.3f}", *folds, f"{row['minutes']:.1f}"])
+    rows += [[_as_overrides(changes), "not run", *["–"] * 4] for changes in found["not_run"]]
     return table(["candidate", "r, inner validation", "difference", "fold 0", "fold 1", "minutes"], rows)
+
+
+def _as_overrides(changes: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in changes.items())
 
 
 def slides(_: str) -> str:

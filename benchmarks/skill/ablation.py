@@ -35,17 +35,18 @@ def validated(folder: Path) -> tuple[float, int]:
     return float(np.mean([curve[epoch - 1] for curve in curves.values()])), epoch
 
 
-def rows_of(sweep: str, runs: Path) -> list[dict[str, Any]]:
-    """Return one row per candidate, those without their runs left out."""
+def rows_of(sweep: str, runs: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return one row per candidate, and what the candidates without all their runs would have changed."""
     studies = load_sweep(sweep)
     config = SweepConfig.model_validate(read_yaml(find_config(sweep, "sweeps")))
     opened: OpenedStudy[Any] | None = None
     rows: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
     for changes, study in zip(config.combinations(), studies.studies, strict=True):
         opened = SpotStudy(study, opened)  # type: ignore[arg-type]
         folders = [opened.folder(study, opened.fold(study, fold.index), runs) for fold in opened.folds]  # type: ignore[attr-defined]
         if not all((folder / "record.json").exists() for folder in folders):
-            print(f"not run: {changes}")
+            missing.append(changes)
             continue
         found = [validated(folder) for folder in folders]
         records = [read_record(folder) for folder in folders]
@@ -60,7 +61,7 @@ def rows_of(sweep: str, runs: Path) -> list[dict[str, Any]]:
             }
         )
         rows[-1]["difference"] = round(rows[-1]["r_validation"] - rows[0]["r_validation"], 4)
-    return rows
+    return rows, missing
 
 
 def main() -> None:
@@ -68,12 +69,14 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--sweep", required=True)
     options = parser.parse_args()
-    rows = rows_of(options.sweep, options.runs)
+    rows, missing = rows_of(options.sweep, options.runs)
     path = RESULTS / f"{options.sweep}.json"
     command = f"python benchmarks/skill/ablation.py {options.runs} --sweep {options.sweep}"
-    path.write_text(json.dumps({"command": command, "candidates": rows}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"command": command, "candidates": rows, "not_run": missing}, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['r_validation']:.3f} {row['difference']:+.3f}  {row['by_fold']}  {row['changes'] or 'the base'}")
+    for changes in missing:
+        print(f"not run: {changes}")
 
 
 if __name__ == "__main__":

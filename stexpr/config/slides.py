@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from stexpr.config import RuntimeConfig, TrainingConfig
 from stexpr.config.models import Role
@@ -196,6 +196,13 @@ class BagHeadConfig(Strict):
         return values
 
 
+_NOT_OF_BAGS: Final = {
+    "mixup": "bags of unlike sizes are not mixed",
+    "pretrain": "a slide head has no backbone to pre-train: pre-train the encoder of its bags in a study of spots",
+    "compile": "bags have as many sizes as slides, and a head would be compiled for each",
+}
+
+
 class HeadTrainingConfig(TrainingConfig):
     """The optimizer of a head and its schedule."""
 
@@ -207,26 +214,13 @@ class HeadTrainingConfig(TrainingConfig):
     patience: int = Field(40, ge=1, description="epochs without a better inner validation before an inner training stops")
     patches: int | None = Field(None, ge=1, description="patches of a patient drawn each epoch; null trains on all")
 
-    @field_validator("mixup")
-    @classmethod
-    def _bags_are_not_mixed(cls, value: float) -> float:
-        if value:
-            raise ValueError("bags of unlike sizes are not mixed; leave it out")
-        return value
-
-    @field_validator("pretrain")
-    @classmethod
-    def _no_backbone(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("a slide head has no backbone to pre-train; pre-train the encoder of its bags in a study of spots")
-        return value
-
-    @field_validator("compile")
-    @classmethod
-    def _nothing_to_compile(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("bags have as many sizes as slides, and a head would be compiled for each; leave it out")
-        return value
+    @model_validator(mode="after")
+    def _of_patches_alone(self) -> "HeadTrainingConfig":
+        for key, reason in _NOT_OF_BAGS.items():
+            value = getattr(self, key)
+            if value:
+                raise ValueError(f"training.{key} = {value}: {reason}; leave it out")
+        return self
 
 
 class SlideStudyConfig(Strict):

@@ -47,7 +47,7 @@ class Descriptors(nn.Module):
     def __init__(self, window_px: int, radii_px: Sequence[int]) -> None:
         super().__init__()
         self.window_px = window_px
-        self.radii_px = fitting_radii(radii_px, window_px)
+        self.radii_px = fitting_radii(sorted(set(radii_px)), window_px)  # a ring between equal discs has no pixel
         discs = torch.from_numpy(disc_masks(self.radii_px, window_px)).float()
         rings = torch.cat([discs[:1], discs[1:] - discs[:-1]]).view(-1, window_px, window_px)
         self.register_buffer("discs", discs / discs.sum(dim=1, keepdim=True), persistent=False)

@@ -24,7 +24,8 @@ def is_prepared(folder: Path) -> bool:
 def default_study(folder: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Make the study of a prepared cohort.
 
-    The network sees the whole prepared window and its middle: a quarter of its side, but at least 56 px.
+    The network sees the whole prepared window and its middle: a quarter of its side, but at least 56 px. Colors are
+    standardized section by section, unless the cohort was prepared with a stain normalization.
 
     Args:
         folder: The cohort.
@@ -34,12 +35,15 @@ def default_study(folder: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         DataError: It is no whole prepared cohort.
         ConfigError: As for `load_study`.
     """
-    window = PreparedCohort.open(folder).window_px
+    cohort = PreparedCohort.open(folder)
+    window = cohort.window_px
     middle = max(SMALLEST_PX, window // 4)
     path = find_config(STUDY, "studies")
     values = read_study(path)
     values["name"], values["cohort"] = folder.resolve().name, str(folder)
     values["input"] = {**values["input"], "fields_px": [middle, window] if middle < window else None}
+    if cohort.stain != "none":
+        values["input"]["colors"] = "as_prepared"
     for override in overrides:
         set_override(values, override)
     return study_of(values, f"{path}, for {folder}")

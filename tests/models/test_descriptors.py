@@ -70,6 +70,11 @@ def test_every_window_gives_finite_numbers(seed, side):
     assert {group: values.shape[1] for group, values in found.items()} == {g: own.width(g) for g in ("color", "texture")}
 
 
+def test_a_radius_named_twice_counts_once():
+    assert Descriptors(32, (8, 4, 8)).radii_px == Descriptors(32, (4, 8)).radii_px == (4, 8)
+    assert torch.isfinite(Descriptors(32, (8, 4, 8))(patches())["texture"]).all()
+
+
 def test_another_size_is_refused():
     with pytest.raises(ModelError, match=r"descriptors of 32 px got patches of \(48, 48\) px"):
         Descriptors(32, RADII)(patches(side=48))

@@ -49,11 +49,13 @@ def swept(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_candidates_are_compared_on_inner_validation(swept):
     sweep, runs = swept
     ablation = script("ablation")
-    rows = ablation.rows_of(str(sweep), runs)
+    rows, missing = ablation.rows_of(str(sweep), runs)
+    assert missing == []
     assert [row["model"] for row in rows] == ["tiny + aux", "descriptors alone"]
     assert rows[0]["difference"] == 0
     assert rows[1]["difference"] == pytest.approx(rows[1]["r_validation"] - rows[0]["r_validation"], abs=1e-3)
     assert all(len(row["by_fold"]) == len(row["epochs"]) > 1 for row in rows)
+    assert ablation.rows_of(str(sweep), runs / "elsewhere") == ([], [row["changes"] for row in rows])
     folder = next(run.folder for run in read_records(runs).complete if run.record.kind == "network")
     r, epoch = ablation.validated(folder)
     assert 1 <= epoch <= 2

@@ -19,6 +19,7 @@ def test_a_cohort_is_trained_as_the_best_study_is(small_cohort: Path, tmp_path: 
     assert own.input.fields_px == ((56, window) if window > 56 else None)
     assert own.input.colors == best.input.colors == "standardized"
     assert (own.model, own.training, own.protocol) == (best.model, best.training, best.protocol)
+    assert default_study(small_cohort).input.colors == "standardized"
     changed = default_study(small_cohort, ["training.epochs=3", "input.fields_px=null"])
     assert (changed.training.epochs, changed.input.fields_px) == (3, None)
     with pytest.raises(ConfigError, match="epochs"):
