@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from skill_tables import ablation, ensembles, margins, parts, transfer
 
 from stexpr.evaluate.markdown import number, table
 
@@ -73,33 +74,6 @@ def speed(_: str) -> str:
             bar = f"{row['must']} {row['bar']:g}"
             rows.append([f"[{name}](results/{path.name})", *figures, bar, row["unit"], row["device"].partition(",")[0]])
     return table(["path", "ours", "peer", "ratio", "must reach", "unit", "device"], rows)
-
-
-def margins(cohort: str) -> str:
-    """How far the best model is above every baseline, patient by patient."""
-    rows = []
-    for where, found in json.loads((RESULTS / f"skill-{cohort}.json").read_text(encoding="utf-8"))["margins"].items():
-        for row in found:
-            seeds = f"{number(row['r'])} ({row['seeds']} seeds, SD {number(row['seed_sd'])})"
-            bounds = f"{number(row['low'])} to {number(row['high'])}"
-            rows.append([where, seeds, row["baseline"], number(row["r_baseline"]), f"{row['margin']:+.3f}", bounds])
-    return table(["tested on", "r of the best model", "against", "its r", "margin", "these sections only, 95 %"], rows)
-
-
-def ablation(cohort: str) -> str:
-    """What each part is worth on inner validation."""
-    rows = []
-    found = json.loads((RESULTS / f"ablation_{cohort}.json").read_text(encoding="utf-8"))
-    for row in found["candidates"]:
-        changes = _as_overrides(row["changes"]) or "the best study"
-        folds = [number(value) for value in row["by_fold"]]
-        rows.append([changes, number(row["r_validation"]), f"{row['difference']:+.3f}", *folds, f"{row['minutes']:.1f}"])
-    rows += [[_as_overrides(changes), "not run", *["–"] * 4] for changes in found["not_run"]]
-    return table(["candidate", "r, inner validation", "difference", "fold 0", "fold 1", "minutes"], rows)
-
-
-def _as_overrides(changes: dict[str, Any]) -> str:
-    return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in changes.items())
 
 
 def slides(_: str) -> str:
@@ -262,6 +236,9 @@ WRITERS = {
         speed,
         margins,
         ablation,
+        parts,
+        transfer,
+        ensembles,
         slides,
         coverage,
         novelty,

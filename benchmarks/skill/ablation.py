@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/skill/ablation.py RUNS --sweep ablation_mob
 
 Of each candidate the validation r of its inner trainings at the epoch they choose together, mean over the inner trainings of a
-fold and over folds, against the first candidate of the sweep. Writes benchmarks/results/<sweep>.json.
+fold, over folds and over seeds, against the first candidate of the sweep. Writes benchmarks/results/<sweep>.json.
 """
 
 import argparse
@@ -36,32 +36,38 @@ def validated(folder: Path) -> tuple[float, int]:
 
 
 def rows_of(sweep: str, runs: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return one row per candidate, and what the candidates without all their runs would have changed."""
+    """Return one row per candidate, its seeds together, and what the candidates without all their runs would change."""
     studies = load_sweep(sweep)
     config = SweepConfig.model_validate(read_yaml(find_config(sweep, "sweeps")))
     opened: OpenedStudy[Any] | None = None
-    rows: list[dict[str, Any]] = []
+    folders_of: dict[str, list[list[Path]]] = defaultdict(list)  # of each candidate, the folds of each seed
     missing: list[dict[str, Any]] = []
     for changes, study in zip(config.combinations(), studies.studies, strict=True):
         opened = SpotStudy(study, opened)  # type: ignore[arg-type]
         folders = [opened.folder(study, opened.fold(study, fold.index), runs) for fold in opened.folds]  # type: ignore[attr-defined]
-        if not all((folder / "record.json").exists() for folder in folders):
+        if all((folder / "record.json").exists() for folder in folders):
+            folders_of[json.dumps({key: value for key, value in changes.items() if key != "seed"})].append(folders)
+        else:
             missing.append(changes)
-            continue
-        found = [validated(folder) for folder in folders]
-        records = [read_record(folder) for folder in folders]
-        rows.append(
-            {
-                "changes": changes,
-                "model": records[0].model_label,
-                "r_validation": round(float(np.mean([r for r, _ in found])), 4),
-                "by_fold": [round(r, 4) for r, _ in found],
-                "epochs": [epoch for _, epoch in found],
-                "minutes": round(sum(record.wall_time_s for record in records) / 60, 1),
-            }
-        )
-        rows[-1]["difference"] = round(rows[-1]["r_validation"] - rows[0]["r_validation"], 4)
-    return rows, missing
+    rows = [_row(json.loads(changes), seeds) for changes, seeds in folders_of.items()]
+    return [{**row, "difference": round(row["r_validation"] - rows[0]["r_validation"], 4)} for row in rows], missing
+
+
+def _row(changes: dict[str, Any], seeds: list[list[Path]]) -> dict[str, Any]:
+    found = [[validated(folder) for folder in folders] for folders in seeds]
+    by_fold = np.array([[r for r, _ in folds] for folds in found])  # (seeds, folds)
+    records = [read_record(folder) for folders in seeds for folder in folders]
+    by_seed = by_fold.mean(axis=1)
+    return {
+        "changes": changes,
+        "model": records[0].model_label,
+        "seeds": len(seeds),
+        "seed_sd": round(float(by_seed.std(ddof=1)), 4) if len(seeds) > 1 else None,
+        "r_validation": round(float(by_seed.mean()), 4),
+        "by_fold": by_fold.mean(axis=0).round(4).tolist(),
+        "epochs": [[epoch for _, epoch in folds] for folds in found],
+        "minutes": round(sum(record.wall_time_s for record in records) / 60 / len(seeds), 1),
+    }
 
 
 def main() -> None:
