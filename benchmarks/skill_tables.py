@@ -29,9 +29,20 @@ def ablation(cohort: str) -> str:
         folds = [number(value) for value in row["by_fold"]]
         sd = "" if row["seed_sd"] is None else f" ({row['seeds']} seeds, SD {number(row['seed_sd'])})"
         r = number(row["r_validation"]) + sd
-        rows.append([changes, r, f"{row['difference']:+.3f}", *folds, f"{row['minutes']:.1f}"])
-    rows += [[_as_overrides(changes), "not run", *["–"] * 4] for changes in found["not_run"]]
-    return table(["candidate", "r, inner validation", "difference", "fold 0", "fold 1", "minutes"], rows)
+        tested = [number(value) for value in row["r_test"]]
+        rows.append([changes, r, f"{row['difference']:+.3f}", *folds, *tested, f"{row['minutes']:.1f}"])
+    rows += [[_as_overrides(changes), "not run", *["–"] * 6] for changes in found["not_run"]]
+    header = [
+        "candidate",
+        "r, inner validation",
+        "difference",
+        "fold 0",
+        "fold 1",
+        "test of fold 0",
+        "test of fold 1",
+        "minutes",
+    ]
+    return table(header, rows)
 
 
 def _as_overrides(changes: dict[str, Any]) -> str:
@@ -56,12 +67,20 @@ def transfer(cohort: str) -> str:
             found = row.get(source)
             figures += ["–"] * 3 if found is None else [f"{found['spots']}", number(found["r"]), number(found["r_of_depth"])]
         rows.append([row["section"], *figures, number(row["measured_depth"])])
-    sources = [
-        f"{what}{source}"
-        for source in ("other patients", "own other sections")
-        for what in ("spots of ", "r from ", "r of depth from ")
+    header = [
+        f"{source}: {what}" for source in ("other patients", "own other sections") for what in ("spots", "r", "r of depth")
     ]
-    return table(["section", *sources, "r of measured depth"], rows)
+    return table(["section", *header, "r of measured depth"], rows)
+
+
+def ensembles(cohort: str) -> str:
+    """What seeds and symmetries add, by part of the model."""
+    rows = []
+    for row in json.loads((RESULTS / f"ensembles-best_{cohort}.json").read_text(encoding="utf-8"))["rows"]:
+        symmetries = "eight" if row["symmetries"] else "none"
+        figures = [number(row[key]) for key in ("r_of_one", "r_of_mean")]
+        rows.append([", ".join(row["test_patients"]), row["predicted_by"], symmetries, *figures])
+    return table(["test patients", "predicted by", "symmetries", "r of one seed, mean", "r of the mean of seeds"], rows)
 
 
 def _regression(cohort: str) -> dict[str, Any]:

@@ -68,7 +68,10 @@ def test_candidates_are_compared_on_inner_validation(swept):
     assert rows[1]["difference"] == pytest.approx(rows[1]["r_validation"] - rows[0]["r_validation"], abs=1e-3)
     assert all(len(row["by_fold"]) == len(epochs) > 1 for row in rows for epochs in row["epochs"])
     assert ablation.rows_of(str(sweep), runs / "elsewhere") == ([], [*(row["changes"] for row in rows), {"seed": 1}])
-    folder = next(run.folder for run in read_records(runs).complete if run.record.kind == "network")
+    alone = [run for run in read_records(runs).complete if run.record.model_label == "descriptors alone"]
+    tested = {run.record.fold.index: run.record.values["pearson"].value for run in alone}
+    assert rows[1]["r_test"] == pytest.approx([tested[index] for index in sorted(tested)], abs=1e-4)
+    folder = alone[0].folder
     r, epoch = ablation.validated(folder)
     assert 1 <= epoch <= 2
     assert -1 <= r <= 1
