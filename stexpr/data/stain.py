@@ -8,6 +8,7 @@ difference in nuclear density that expression follows.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -119,8 +120,7 @@ class ChannelProfile:
 
     def to(self, reference: "ChannelProfile") -> StainTransform:
         """Return the map of patches of this section to the reference's mean and spread."""
-        table = self.table(reference)
-        return lambda patch: recolored(patch, table)
+        return partial(recolored, table=self.table(reference))
 
 
 def recolored(patches: UInt8[Array, "*N H W 3"], table: UInt8[Array, "256 3"]) -> UInt8[Array, "*N H W 3"]:

@@ -46,8 +46,9 @@ class SimSiam(TrainableModel):
 
     Attributes:
         backbone: What is kept.
-        spread: Running mean of what the loss reports by this name: 1 where projections fill all directions alike, 0 where
-            they have collapsed to one.
+        spread: Running mean of what the loss reports by this name, infinite before the first step: about 1 where patches have
+            projections of their own, 0 where all have the same. It does not see a loss of directions: the last normalization
+            brings projections along a single line to 1, too.
 
     Args:
         backbone: Image to features.
@@ -69,7 +70,7 @@ class SimSiam(TrainableModel):
                 nn.BatchNorm1d(WIDTH, affine=False),
             )
             self.predictor = nn.Sequential(*_layer(WIDTH, BOTTLENECK), nn.Linear(BOTTLENECK, WIDTH))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("spread", torch.full((), torch.inf))
 
     @property
     def couples_examples(self) -> bool:
@@ -86,7 +87,8 @@ class SimSiam(TrainableModel):
         alike = self._similarity(first, second) + self._similarity(second, first)
         with torch.no_grad():
             spread = functional.normalize(first.float()).std(dim=0).mean() * WIDTH**0.5
-            self.spread.lerp_(spread, 1 - MEMORY)
+            # Not from 1 on: a backbone that collapsed at once would look well for the first 20 steps.
+            self.spread.copy_(torch.where(self.spread.isinf(), spread, self.spread.lerp(spread, 1 - MEMORY)))
         return Loss(-alike / 2, {"spread": spread}, len(batch))
 
     def _projected(self, patches: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:

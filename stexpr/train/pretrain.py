@@ -28,6 +28,7 @@ PHASE: Final = -1
 STREAM: Final = 1000
 """Takes the place of that number as a source of random numbers, where it must not be negative."""
 COLLAPSED: Final = 0.1
+"""Below this `SimSiam.spread`, nearly all patches have one projection."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Pretrained:
         """Say what was done, for a record."""
         seen = "windows anywhere around" if config.source == "tissue" else "patches of"
         words = f"pre-trained without expression (SimSiam, {config.epochs} epochs) on {seen} {self.patches} training spots"
-        collapsed = f"; it collapsed: projections spread to {self.spread:.2f} of what they could"
-        return words + (collapsed if self.spread < COLLAPSED else "")
+        spread = f"projections spread to {self.spread:.3g} of what they could"
+        if self.spread >= COLLAPSED:
+            return f"{words}; {spread}"
+        return f"{words}; it collapsed: {spread}, less than {COLLAPSED:g}"
 
 
 def pretraining(

@@ -107,11 +107,15 @@ def test_no_gradient_goes_through_the_target():
 
 def test_what_is_alike_has_no_spread():
     learner = model()
+    assert learner.spread.isinf()
     patches = random_patches(n=1).expand(6, -1, -1, -1)
     made = ViewBatch(patches[:, :, :16, :16], patches[:, :, :16, :16])
-    assert learner.loss(made).parts["spread"] < 0.01
-    assert 0.85 < learner.spread < 0.95
-    assert learner.loss(views(PLAIN, random_patches(n=64))).parts["spread"] > 0.5
+    first = learner.loss(made).parts["spread"]
+    assert first < 0.01
+    assert learner.spread == first
+    second = learner.loss(views(PLAIN, random_patches(n=64))).parts["spread"]
+    assert second > 0.5
+    assert learner.spread.item() == pytest.approx((0.9 * first + 0.1 * second).item(), abs=1e-6)
 
 
 def test_weights_come_from_the_seed_and_the_global_state_stays():

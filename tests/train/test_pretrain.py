@@ -1,10 +1,13 @@
 """Pre-training comes before all trainings of a fold, sees its training sections alone and resumes at any step."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,18 +71,38 @@ def test_the_loss_falls_and_nothing_collapses(study: Study, small_cohort: Path):
     said = ran(fit)
     assert said[-1]["train/loss"] < said[0]["train/loss"] - 0.2
     assert min(values["train/spread"] for values in said) > 0.4
-    assert "collapsed" not in Pretrained.of(fit).note(config.training.pretrain)
+    note = Pretrained.of(fit).note(config.training.pretrain)
+    assert note.endswith(f"training spots; projections spread to {float(fit.model.spread):.3g} of what they could")
 
 
-def test_what_collapsed_is_said(study: Study, small_cohort: Path):
+BELOW = float(np.nextafter(np.float32(0.1), np.float32(0)))
+
+
+@pytest.mark.parametrize(
+    ("spread", "said"),
+    [
+        (0.873, "; projections spread to 0.873 of what they could"),
+        (0.1, "; projections spread to 0.1 of what they could"),
+        (BELOW, "; it collapsed: projections spread to 0.1 of what they could, less than 0.1"),
+        (0.0437, "; it collapsed: projections spread to 0.0437 of what they could, less than 0.1"),
+        (0.0, "; it collapsed: projections spread to 0 of what they could, less than 0.1"),
+        (math.nan, "; it collapsed: projections spread to nan of what they could, less than 0.1"),
+    ],
+)
+def test_the_spread_is_said_and_below_a_tenth_that_it_collapsed(study: Study, small_cohort: Path, spread: float, said: str):
     config = study(PRETRAIN)
     fit = made(config, spots(small_cohort, ("b1", "c1", "c2")), first_fold(config))
-    fit.model.spread.fill_(0.04)
+    fit.model.spread.fill_(spread)
     note = Pretrained.of(fit).note(config.training.pretrain)
-    assert note == (
-        "pre-trained without expression (SimSiam, 2 epochs) on windows anywhere around 192 training spots; it collapsed: "
-        "projections spread to 0.04 of what they could"
-    )
+    assert note == (f"pre-trained without expression (SimSiam, 2 epochs) on windows anywhere around 192 training spots{said}")
+
+
+def test_a_collapse_is_seen_however_few_the_steps(study: Study, small_cohort: Path):
+    config = study("training.pretrain={epochs: 1, batch_size: 96}")
+    fit = made(config, spots(small_cohort, ("b1", "c1", "c2")), first_fold(config))
+    torch.nn.init.zeros_(fit.model.projector[0].weight)  # so that all projections are one
+    ran(fit)
+    assert "it collapsed: projections spread to 0 of" in Pretrained.of(fit).note(config.training.pretrain)
 
 
 def test_a_test_section_is_never_seen_whatever_the_dataset_holds(study: Study, small_cohort: Path):
@@ -157,7 +180,8 @@ def test_metrics_label_and_record_tell_of_it(study: Study, tmp_path: Path, basel
     record = read_record(run)
     assert record.model_label == "tiny + aux frozen, SimSiam"
     assert record.settings["training"]["pretrain"]["epochs"] == 2
-    assert "pre-trained without expression (SimSiam, 2 epochs) on windows anywhere around 192 training spots" in record.notes
+    (note,) = [one for one in record.notes if one.startswith("pre-trained without expression (SimSiam, 2 epochs)")]
+    assert re.search(r"192 training spots; projections spread to [\d.]+ of what they could$", note)
 
 
 def test_where_patches_are_read_changes_nothing_and_where_windows_lie_does(

@@ -9,9 +9,11 @@ from jaxtyping import Float, Int
 
 from stexpr.errors import DataError
 from stexpr.evaluate.intervals import BOOTSTRAP_FROM, REPLICATES, Interval, percentile_interval
+from stexpr.evaluate.slides.binary import auroc
 from stexpr.evaluate.slides.held_out import HeldOut, Metric, check_arrays, fold_values, mean_over_folds
 from stexpr.evaluate.slides.inputs import Array
 from stexpr.evaluate.slides.replicates import Picks, replicate_scores
+from stexpr.evaluate.slides.separation import separated_interval
 
 __all__ = ["Draws", "bootstrap_draws", "bootstrap_interval", "permutation_p", "replicate_interval"]
 
@@ -64,7 +66,9 @@ def bootstrap_interval(
 
     Returns:
         The central 95 %. Replicates that leave a fold undefined which the data define are counted in `kind`; NaN bounds, and
-        why, above a tenth of them and below 10 patients.
+        why, above a tenth of them and below 10 patients. Where replicates score alike, patients drawn again do not tell how far
+        off the score may be: an AUROC that is perfect has an exact interval then (see `separation`), a prediction that is
+        constant in every fold has its score for certain, and all else has none.
 
     Raises:
         DataError: What `score_folds` refuses, or strata of other patients.
@@ -76,7 +80,14 @@ def bootstrap_interval(
     if not rows:
         return Interval(np.nan, np.nan, "none: the score is undefined in every fold")
     picks = {fold: Picks(drawn, drawn) for fold, drawn in bootstrap_draws(rows, held_out, strata, n, seed).items()}
-    return replicate_interval(replicate_scores(metric, picks, predicted, truth))
+    found = replicate_interval(replicate_scores(metric, picks, predicted, truth))
+    if not found.high - found.low <= TIE or _constant(predicted, rows):
+        return found
+    exact = None
+    if metric is auroc:
+        values, _ = fold_values(metric, rows, (predicted, *truth))
+        exact = separated_interval(values, rows, truth[0])
+    return exact or Interval(np.nan, np.nan, f"none: however the {len(held_out)} patients are drawn, they score alike")
 
 
 def bootstrap_draws(
@@ -153,6 +164,11 @@ def _defined_rows(metric: Metric, held_out: HeldOut, arrays: tuple[Array, ...]) 
     """Rows of the folds whose labels define the metric."""
     _, undefined = fold_values(metric, held_out.rows, arrays)
     return {fold: inside for fold, inside in held_out.rows.items() if fold not in undefined}
+
+
+def _constant(predicted: Array, rows: Mapping[str, Int[Array, "N"]]) -> bool:
+    """Whether all patients of a fold have one prediction, in every fold."""
+    return all(bool((predicted[inside] == predicted[inside[:1]]).all()) for inside in rows.values())
 
 
 def _parts(inside: Int[Array, "N"], held_out: HeldOut, strata: Sequence[str] | None) -> list[Int[Array, "M"]]:

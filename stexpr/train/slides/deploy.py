@@ -14,7 +14,7 @@ from stexpr.config import validated
 from stexpr.config.files import write_whole
 from stexpr.config.slides import SlideProtocol, SlideTables
 from stexpr.data.bag_store import BagStore
-from stexpr.data.slide_cohort import SlideCohort
+from stexpr.data.slide_cohort import SlideCohort, labelled
 from stexpr.data.slide_data import SlideData, TargetColumns, read_tables
 from stexpr.data.slide_examples import SlideExamples
 from stexpr.data.slide_targets import read_targets
@@ -81,8 +81,11 @@ def deploy(runs: Sequence[Path], bags: str | Path, tables: SlideTables) -> Deplo
     Raises:
         LeakageError: A patient of the cohort was among the training patients of a head.
         ModelError: A folder holds no head, or bags are of another encoder, width or set of genes.
-        DataError: A table or a bag cannot be read, or no patient has a bag.
+        DataError: A table or a bag cannot be read, a run, patient or slide stands twice, or no patient has a bag.
     """
+    folders = [run.resolve() for run in runs]
+    if twice := [str(run) for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
+        raise DataError(f"{named('run', twice)} are one folder; give each run once, or its head would count twice")
     heads = [(load_head(run / MODEL), SlideResults.read(run), _protocol(run)) for run in runs]
     if not heads:
         raise DataError("no run is given; name the run folders of a slide study")
@@ -120,34 +123,43 @@ def _external(tables: SlideTables, store: BagStore, protocol: SlideProtocol) -> 
             slides_of[patient] = (*slides_of.get(patient, ()), slide)
     if not slides_of:
         raise DataError(f"no slide of {tables.slides} has a bag in {store.path}; names must agree, without .h5")
-    notes = []
-    if lost := [slide for slide in slides.patient_of if slide not in store.bags]:
-        notes.append(f"{named('slide', lost)} without bag")
-    if lost := [patient for patient in clinical.patients if patient not in slides_of]:
-        notes.append(f"{named('patient', lost)} without slide")
-    if lost := [slide for slide in store.bags if slide not in slides.patient_of]:
-        notes.append(f"{named('bag', lost)} in no row of the slide table")
     known: dict[str, Any] = {}
-    columns = []
+    columns, unscored = [], []
     for config in protocol.targets:
         try:
             (found,), refused = read_targets([config], clinical, {})
             kept = [target.among(slides_of) for target in found]
         except DataError as err:
-            notes.append(f"not scored: {err}")
+            unscored.append(f"not scored: {err}")
             continue
-        notes += [f"not scored: {why}" for why in refused.values()]
+        unscored += [f"not scored: {why}" for why in refused.values()]
         known |= {target.name: target for target in kept}
         columns.append(TargetColumns(config, tuple(target.name for target in kept)))
+    described = set(clinical.patients)
+    cohort = SlideCohort(
+        slides_of=slides_of,
+        targets=known,
+        without_slide=tuple(patient for patient in clinical.patients if patient not in slides_of),
+        without_label={
+            name: lacking
+            for name, target in known.items()
+            if (lacking := tuple(who for who in slides_of if who in described and who not in labelled(target)))
+        },
+        without_bag=tuple(slide for slide in slides.patient_of if slide not in store.bags),
+        without_row=tuple(slide for slide in store.bags if slide not in slides.patient_of),
+    )
+    notes = cohort.describe().splitlines()[1:]
+    if lost := [patient for patient in slides_of if patient not in described]:
+        notes.append(f"{named('patient', lost)} in no clinical table: predicted, not scored")
     data = SlideData(
         name=tables.clinical[0].stem,
-        cohort=SlideCohort(slides_of=slides_of, targets=known),
+        cohort=cohort,
         columns=tuple(columns),
         clinical=clinical.columns,
         site_of={},
         store=BagStore(store.path, {slide: store[slide] for own in slides_of.values() for slide in own}),
     )
-    return data, notes
+    return data, notes + unscored
 
 
 def _predicted(head: LoadedHead, own: SlideResults, data: SlideData, protocol: SlideProtocol) -> SlideResults:

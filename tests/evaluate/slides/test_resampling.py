@@ -54,7 +54,7 @@ def test_a_rare_label_is_lost_unless_drawn_within_labels() -> None:
     assert "of 200 bootstrap replicates undefined; draw within labels" in lost.kind
     kept = bootstrap_interval(auroc, of, predicted, positive, n=200, strata=positive.astype(str).tolist())
     assert kept.low < kept.high
-    some = bootstrap_interval(auroc, of, predicted, np.arange(30) < 9, n=400)
+    some = bootstrap_interval(auroc, of, predicted * 7 % 30, np.arange(30) < 9, n=400)
     assert some.kind.endswith("of 400 replicates undefined")
     assert not np.isnan(some.low)
 
@@ -149,7 +149,7 @@ def test_all_replicates_at_once_give_the_numbers_of_a_loop(metric: Callable[...,
 
 
 def test_replicates_that_lose_a_label_are_undefined_at_once_and_one_by_one() -> None:
-    of, predicted, positive = held_out(30), np.arange(30.0), np.arange(30) < 9
+    of, predicted, positive = held_out(30), np.arange(30.0) * 7 % 30, np.arange(30) < 9
     one, other = (bootstrap_interval(kind, of, predicted, positive, n=400) for kind in (auroc, lambda *arrays: auroc(*arrays)))
     assert one == other
     assert "replicates undefined" in one.kind

@@ -40,3 +40,17 @@ def test_every_value_has_a_row() -> None:
 def test_a_variable_needs_every_patient() -> None:
     with pytest.raises(DataError, match="site of 1 patients for 6"):
         subgroup_table(auroc, held_out(6), np.arange(6.0), np.arange(6) % 2 == 0, groups={"site": ["a"]})
+
+
+def test_a_small_group_that_is_ranked_perfectly_is_not_certain() -> None:
+    rng = np.random.default_rng(0)
+    positive, of = np.arange(60) % 2 == 0, held_out(60)
+    small = np.arange(60) < 12
+    predicted = np.where(small, -1.0 * positive, rng.normal(size=60))
+    groups = {"site": np.where(small, "small", "large").tolist()}
+    table = subgroup_table(auroc, of, predicted, positive, groups=groups, strata=positive.astype(str).tolist(), n=50)
+    row = table[table["value"] == "small"].iloc[0]
+    assert (row["score"], row["low"]) == (0.0, 0.0)
+    assert row["high"] == pytest.approx(1 - 0.025 ** (1 / 6))  # six patients of the rarer label, in three folds
+    assert row["interval"].startswith("95 % exact")
+    assert (table["interval"] == table["interval"][0]).sum() == 2  # the others are drawn again
