@@ -237,7 +237,7 @@ class Preprocessing:
         window_px: Side of the field of view, in pixels at `mpp`; of several, of the largest, which is the patch.
         input_px: Side after resizing to what the backbone takes; equal to that of the smallest field of view unless that is
             below its minimum.
-        stain: Stain normalization of the patches: `none`, `reinhard` or `macenko`.
+        stain: Color treatment of the patches: `none`, `reinhard`, `macenko` or `standardized`.
         mean: Per-channel mean subtracted after scaling to [0, 1].
         sd: Per-channel standard deviation divided by.
         fields_px: Sides of the centered fields of view the backbone sees, ascending; where none is given, the window alone.
