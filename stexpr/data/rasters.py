@@ -188,7 +188,7 @@ def in_bands(read: Callable[[Box], Image.Image], box: Box, factor: int) -> Image
     width, height = box[2] - box[0], box[3] - box[1]
     band = max(1, _BAND_PX // width // factor) * factor
     if band >= height:
-        return read(box).reduce(factor)
+        return read(box) if factor == 1 else read(box).reduce(factor)
     canvas = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     for top in range(0, height, band):
         part = (box[0], box[1] + top, box[2], min(box[1] + top + band, box[3]))
