@@ -113,16 +113,18 @@ def _jpeg(path: Path) -> Image.Image | None:
     libjpeg fills the rest of a file that was cut off with gray, so one that does not end as JPEG files end is left to Pillow.
     """
     import imagecodecs
+    import pyarrow as pa
 
     data = path.read_bytes()
     if not data.endswith(b"\xff\xd9"):
         return None
     try:
-        # Pillow keeps four bytes a pixel itself; an array of them becomes an image without a copy.
+        # Pillow keeps four bytes a pixel itself: an array of them becomes an image of three colors without a copy.
         pixels = imagecodecs.jpeg8_decode(data, outcolorspace=imagecodecs.JPEG8.CS.EXT_RGBX)
     except (RuntimeError, ValueError):
         return None
-    return Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
+    height, width = pixels.shape[:2]
+    return Image.fromarrow(pa.array(pixels.view(np.uint32).ravel()), "RGB", (width, height))
 
 
 def slide_vendor(path: Path) -> str | None:
