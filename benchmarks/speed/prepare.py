@@ -55,8 +55,7 @@ def patches(section: Section, config: PrepareConfig, folder: Path) -> Callable[[
     def run() -> None:
         windows = windows_of(section, config)
         corners = windows.corners(centers)
-        cut = (windows.read(corner) for corner in corners)
-        write_patches(folder / "p.h5", cut, corners, names, window_px=config.window_px, side=windows.side)
+        write_patches(folder / "p.h5", windows.read_all(corners), corners, names, window_px=config.window_px, side=windows.side)
         section.image.close()
 
     return run

@@ -1,8 +1,9 @@
 """Which software made a result."""
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
-from typing import Any, Final
+from typing import Final
 
 __all__ = ["PACKAGES", "versions"]
 
@@ -15,10 +16,12 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     Returns:
         Version by package, "not installed" where absent.
     """
-    found: dict[str, Any] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {package: _version(package) for package in packages}
+
+
+@cache  # to ask takes milliseconds, and a run asks for every slide
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -101,10 +101,8 @@ def write_section(
 def _patches(
     section: Section, selection: Selection, config: PrepareConfig, transform: StainTransform | None
 ) -> Iterator[UInt8[Array, "H W 3"]]:
-    windows = windows_of(section, config)
-    for corner in selection.corners[selection.kept]:
-        patch = windows.read(corner)
-        yield patch if transform is None else transform(patch)
+    patches = windows_of(section, config).read_all(selection.corners[selection.kept])
+    return patches if transform is None else map(transform, patches)
 
 
 def _fit(section: Section, mask: TissueMask, selection: Selection, config: PrepareConfig) -> StainProfile:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import h5py
 import numpy as np
@@ -15,6 +16,9 @@ from stexpr.config.files import write_whole
 from stexpr.types import SPATIAL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_BLOCK_BYTES: Final = 1_000_000
+"""Patches written at a time: HDF5 takes longer to begin than to write one."""
 
 
 def on_axis(counts: sp.csr_matrix, names: Iterable[str], genes: Iterable[str]) -> sp.csr_matrix:
@@ -78,7 +82,7 @@ def write_patches(
     window_px: int,
     side: float,
 ) -> str:
-    """Write `patches/<section>.h5`, one patch at a time.
+    """Write `patches/<section>.h5`, a few patches at a time.
 
     Args:
         path: The file.
@@ -92,15 +96,19 @@ def write_patches(
         SHA-256 of the pixels.
     """
     digest = hashlib.sha256()
+    at_a_time = max(1, _BLOCK_BYTES // (window_px**2 * 3))
 
     def write(part: Path) -> None:
         with h5py.File(part, "w") as file:
             # Contiguous: see store.py for what that gains in reading.
             images = file.create_dataset("img", shape=(len(barcodes), window_px, window_px, 3), dtype=np.uint8)
             images.attrs["patch_size"] = window_px
-            for i, patch in enumerate(patches):
-                images[i] = patch
-                digest.update(patch.tobytes())
+            stream, done = iter(patches), 0
+            while some := list(islice(stream, at_a_time)):
+                block = np.stack(some)
+                images[done : done + len(block)] = block
+                digest.update(block.data)
+                done += len(block)
             file["coords"] = corners.astype(np.int64)
             file["coords"].attrs["patch_size"] = window_px
             file["coords"].attrs["patch_size_level0"] = side

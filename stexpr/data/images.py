@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
+from stexpr.data.averaged import SharedBlocks, WithSmall, whole_blocks
 from stexpr.data.rasters import Box, OpenSlideRaster, PillowRaster, Raster, cut, slide_vendor
 from stexpr.data.tiff import TiffRaster
 from stexpr.errors import DataError
@@ -100,9 +101,44 @@ class SlideImage:
         factor = int(min(self.width / width, self.height / height) / _GAP)
         if factor < 2 or len(self._downsamples) > 1:
             return self
-        edges = (math.ceil(self.width / factor) * factor, math.ceil(self.height / factor) * factor)
-        small = _WithSmall(self, self._block(0, (0, 0, *edges), factor))
-        return SlideImage(self.path, small, downsamples=(1.0, float(factor)))
+        return SlideImage(self.path, WithSmall(self, factor), downsamples=(1.0, float(factor)))
+
+    def shared(self, corners: Float[Array, "S 2"], side: Number, size: int) -> "SlideImage":
+        """Return the same image, from which `read` reads these squares to the same pixels, in less time where they overlap.
+
+        What they have in common is averaged once, before the first is read, and kept by the image returned. An image that has
+        levels, and one whose squares do not overlap or shrink little, is returned as it is.
+
+        Args:
+            corners: Top-left corners of the squares, x then y, level-0 px.
+            side: Side of the squares, level-0 px.
+            size: Side of what is read of each, px.
+        """
+        factor = int(side / size / _GAP)
+        if factor < 2 or len(self._downsamples) > 1 or not len(corners):
+            return self
+        low, high = np.maximum(corners.min(axis=0), 0), np.minimum(corners.max(axis=0) + side, (self.width, self.height))
+        if (high <= low).any() or np.prod(high - low) >= len(corners) * side**2:
+            return self
+        return SlideImage(self.path, SharedBlocks(self, whole_blocks((*low.tolist(), *high.tolist()), factor), factor))
+
+    def block(self, level: int, box: Box, factor: int) -> Image.Image:
+        """Return an area of a level in whole blocks of factor x factor px, averaged, white where it leaves the image."""
+        width, height = self._raster.sizes[level]
+        inner = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
+        size = ((box[2] - box[0]) // factor, (box[3] - box[1]) // factor)
+        if inner[0] >= inner[2] or inner[1] >= inner[3]:
+            return Image.new("RGB", size, _WHITE)
+        holes = self._holes(level, inner)
+        if self._blank_below is None and not holes:
+            piece = self._raster.region(level, inner, factor)
+        else:
+            piece = self._blanked(level, inner, holes).reduce(factor)
+        if piece.size == size:
+            return piece
+        canvas = Image.new("RGB", size, _WHITE)
+        canvas.paste(piece, ((inner[0] - box[0]) // factor, (inner[1] - box[1]) // factor))
+        return canvas
 
     def close(self) -> None:
         """Let go of pixels and file; a later read opens it again."""
@@ -129,31 +165,13 @@ class SlideImage:
         left, top = (math.floor(edge / factor) * factor for edge in (x0, y0))
         # A rounding error of the last digit must not add a column, nor shift the filter.
         columns, rows = (max(1, math.ceil((end - start) / factor - 1e-6)) for start, end in ((left, x1), (top, y1)))
-        block = self._block(level, (left, top, left + columns * factor, top + rows * factor), factor)
+        block = self.block(level, (left, top, left + columns * factor, top + rows * factor), factor)
         edges = ((x0 - left) / factor, (y0 - top) / factor, (x1 - left) / factor, (y1 - top) / factor)
         if block.size == size and all(abs(edge - at) <= 1e-6 for edge, at in zip(edges, (0, 0, *size), strict=True)):
             return _rgb(block)
         inside = (edges[0], edges[1], min(edges[2], columns), min(edges[3], rows))
         # A triangle scaled to the reduction: no aliases, no ringing, and what the networks resize with.
         return _rgb(block.resize(size, Image.Resampling.BILINEAR, box=inside))
-
-    def _block(self, level: int, box: Box, factor: int) -> Image.Image:
-        """Return an area of a level, averaged over factor x factor px, white where it leaves the image."""
-        width, height = self._raster.sizes[level]
-        inner = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
-        size = ((box[2] - box[0]) // factor, (box[3] - box[1]) // factor)
-        if inner[0] >= inner[2] or inner[1] >= inner[3]:
-            return Image.new("RGB", size, _WHITE)
-        holes = self._holes(level, inner)
-        if self._blank_below is None and not holes:
-            piece = self._raster.region(level, inner, factor)
-        else:
-            piece = self._blanked(level, inner, holes).reduce(factor)
-        if piece.size == size:
-            return piece
-        canvas = Image.new("RGB", size, _WHITE)
-        canvas.paste(piece, ((inner[0] - box[0]) // factor, (inner[1] - box[1]) // factor))
-        return canvas
 
     def _holes(self, level: int, box: Box) -> list[Box]:
         """Cut the masked rectangles to an area of a level, in the area's own coordinates."""
@@ -179,22 +197,6 @@ class SlideImage:
         for hole in holes:
             piece.paste(_WHITE, hole)
         return piece
-
-
-class _WithSmall:
-    """An image and a smaller copy of it, both as they are seen: what is masked is white."""
-
-    def __init__(self, image: SlideImage, small: Image.Image) -> None:
-        self.backend = image.backend
-        self.mpp = image.mpp
-        self.sizes: tuple[tuple[int, int], ...] = ((image.width, image.height), small.size)
-        self._image, self._small = image, small
-
-    def region(self, level: int, box: Box, factor: int = 1) -> Image.Image:
-        return cut(self._small, box, factor) if level else self._image._block(0, box, factor)
-
-    def close(self) -> None:
-        self._image.close()
 
 
 class ArrayImage(SlideImage):

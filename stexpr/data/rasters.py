@@ -113,16 +113,18 @@ def _jpeg(path: Path) -> Image.Image | None:
     libjpeg fills the rest of a file that was cut off with gray, so one that does not end as JPEG files end is left to Pillow.
     """
     import imagecodecs
+    import pyarrow as pa
 
     data = path.read_bytes()
     if not data.endswith(b"\xff\xd9"):
         return None
     try:
-        # Pillow keeps four bytes a pixel itself; an array of them becomes an image without a copy.
+        # Pillow keeps four bytes a pixel itself: an array of them becomes an image of three colors without a copy.
         pixels = imagecodecs.jpeg8_decode(data, outcolorspace=imagecodecs.JPEG8.CS.EXT_RGBX)
     except (RuntimeError, ValueError):
         return None
-    return Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
+    height, width = pixels.shape[:2]
+    return Image.fromarrow(pa.array(pixels.view(np.uint32).ravel()), "RGB", (width, height))
 
 
 def slide_vendor(path: Path) -> str | None:
@@ -188,7 +190,7 @@ def in_bands(read: Callable[[Box], Image.Image], box: Box, factor: int) -> Image
     width, height = box[2] - box[0], box[3] - box[1]
     band = max(1, _BAND_PX // width // factor) * factor
     if band >= height:
-        return read(box).reduce(factor)
+        return read(box) if factor == 1 else read(box).reduce(factor)
     canvas = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     for top in range(0, height, band):
         part = (box[0], box[1] + top, box[2], min(box[1] + top + band, box[3]))

@@ -1,6 +1,6 @@
 """Square windows of an image around spots, at the pixel size a model wants."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -55,6 +55,12 @@ class Windows:
     def read(self, corner: Sequence[float] | Float64[Array, "2"]) -> UInt8[Array, "H W 3"]:
         """Read one window; what lies outside of the image is white."""
         return self.image.read(float(corner[0]), float(corner[1]), self.side, self.window_px)
+
+    def read_all(self, corners: Float64[Array, "S 2"]) -> Iterator[UInt8[Array, "H W 3"]]:
+        """Read windows in their order; what overlapping windows of an image without levels share is averaged once."""
+        image = self.image.shared(corners, self.side, self.window_px)
+        for x, y in corners.tolist():
+            yield image.read(x, y, self.side, self.window_px)
 
     def fit_stain(self, kind: StainKind, mask: TissueMask, corners: Float64[Array, "S 2"]) -> StainProfile:
         """Fit the stain of the image on the tissue in a sample of its windows.

@@ -121,7 +121,8 @@ def embed_slide(
     check_settings(settings, model)
     with open_for_bag(Path(slide), model, settings, rois) as opened:
         given, kept = tee(opened.batches(batch_size, progress))
-        outputs = run_model(model, (batch.patches for batch in given), precision=precision, symmetries=settings.symmetries)
+        pixels = (batch.patches for batch in given)
+        outputs = run_model(model, pixels, precision=precision, symmetries=settings.symmetries, novelty=False)
         rows = (bag_rows(batch, made, settings) for made, batch in zip(outputs, kept, strict=True))
         return write_bag(Path(output), rows, **opened.header)
 

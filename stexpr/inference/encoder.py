@@ -63,12 +63,15 @@ class PlainEncoder:
         return self
 
     @torch.inference_mode()
-    def __call__(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None) -> PatchOutput:
+    def __call__(
+        self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None, novelty: bool = True
+    ) -> PatchOutput:
         """Compute the features of patches; as `LoadedModel` does, with expression of no gene and no novelty.
 
         Args:
             patches: RGB of side `preprocessing.window_px` at `preprocessing.mpp`, on the encoder's device.
             symmetries: Average over the eight flips and rotations.
+            novelty: It is NaN in any case.
         """
         features = symmetry_mean(self.encoder, patches) if symmetries else self.encoder(patches)
         nothing = torch.empty((len(patches), 0), device=patches.device)

@@ -89,6 +89,7 @@ def run_model(
     *,
     precision: str = "auto",
     symmetries: bool | None = None,
+    novelty: bool = True,
 ) -> Iterator[Outputs]:
     """Run a model over batches of patches, one result for each batch, in their order; nothing is kept.
 
@@ -97,6 +98,7 @@ def run_model(
         batches: RGB patches at the model's scale.
         precision: As in `TrainingConfig`.
         symmetries: Average over the eight flips and rotations; None does as the model was scored.
+        novelty: Whether it is wanted; else it is NaN.
 
     Raises:
         ModelError: There is no memory for one patch.
@@ -109,7 +111,7 @@ def run_model(
         while done < len(batch):
             part = batch[done : done + int(min(size, len(batch)))]
             try:
-                parts.append(_Sent.through(model, part, precision, symmetries))
+                parts.append(_Sent.through(model, part, precision, symmetries=symmetries, novelty=novelty))
                 done += len(part)
                 continue
             except (RuntimeError, MemoryError) as err:
@@ -133,12 +135,14 @@ class _Sent(NamedTuple):
     there: torch.cuda.Event | None
 
     @classmethod
-    def through(cls, model: PatchModel, patches: UInt8[Array, "B H W 3"], precision: str, symmetries: bool | None) -> "_Sent":
+    def through(
+        cls, model: PatchModel, patches: UInt8[Array, "B H W 3"], precision: str, *, symmetries: bool | None, novelty: bool
+    ) -> "_Sent":
         device = model.device
         # (B, H, W, 3) -> (B, 3, H, W) without moving a byte: this is the channels_last layout
         images = sent(torch.from_numpy(np.ascontiguousarray(patches)), device).permute(0, 3, 1, 2)
         with autocast(device, precision):
-            made = model(images, symmetries=symmetries)
+            made = model(images, symmetries=symmetries, novelty=novelty)
         outputs = PatchOutput(*(values.float().to("cpu", non_blocking=True) for values in made))
         if device.type != "cuda":
             return cls(outputs, None)

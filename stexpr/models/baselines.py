@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 
 from stexpr.errors import ModelError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-CHUNK = 16
-"""Patches converted to float at a time; 25 MB at 256 px."""
 
 
 def fitting_radii(radii_px: Sequence[int], window_px: int) -> tuple[int, ...]:
@@ -27,8 +25,7 @@ def fitting_radii(radii_px: Sequence[int], window_px: int) -> tuple[int, ...]:
 
 def disc_masks(radii_px: Sequence[int], window_px: int) -> Bool[Array, "K p"]:
     """Return for each radius which pixels of a window lie in the disc about its center."""
-    offsets = np.arange(window_px) - (window_px - 1) / 2
-    distance = np.hypot(offsets[:, None], offsets[None, :]).ravel()
+    distance = _distances(window_px)
     return np.stack([distance <= radius for radius in radii_px])
 
 
@@ -48,15 +45,23 @@ def color_features(patches: UInt8[Array, "S H W 3"], radii_px: Sequence[int]) ->
     n, side = patches.shape[:2]
     if len(fitting_radii(radii_px, side)) != len(radii_px):
         raise ModelError(f"discs of radius {max(radii_px)} px do not fit patches of {side} px")
-    masks = disc_masks(radii_px, side)
-    inside = masks.any(axis=0)
-    discs = masks[:, inside].astype(np.float64)
-    n_pixels = masks.sum(axis=1)[:, None]
+    n_pixels = disc_masks(radii_px, side).sum(axis=1)
+    # from the center outwards each disc is a stretch of pixels from the first, so that a sum over rings serves all discs
+    ends, place = np.unique(n_pixels, return_inverse=True)
+    outwards = np.argsort(_distances(side), kind="stable")[: ends[-1]]
+    starts = np.concatenate([[0], ends[:-1]])
     features = np.empty((n, len(radii_px), 6), dtype=np.float32)
-    for start in range(0, n, CHUNK):
-        # sums of integers below 2^53 are exact, whatever order and number of threads BLAS takes
-        pixels = patches[start : start + CHUNK].reshape(-1, side * side, 3)[:, inside].astype(np.float64)
-        mean = discs @ pixels / n_pixels
-        spread = np.sqrt(np.maximum(discs @ np.square(pixels) / n_pixels - np.square(mean), 0))
-        features[start : start + CHUNK] = np.concatenate([mean, spread], axis=2)
+    for own, patch in zip(features, patches, strict=True):
+        # sums of integers below 2^53 are exact, whatever their order
+        pixels = patch.reshape(-1, 3).take(outwards, axis=0).astype(np.float64)
+        first, second = (np.add.reduceat(x, starts, axis=0).cumsum(axis=0)[place] for x in (pixels, np.square(pixels)))
+        own[:, :3] = mean = first / n_pixels[:, None]
+        own[:, 3:] = np.sqrt(np.maximum(second / n_pixels[:, None] - np.square(mean), 0))
     return features.reshape(n, 6 * len(radii_px))
+
+
+def _distances(window_px: int) -> Float64[Array, "p"]:
+    """Return how far each pixel of a window lies from its center, px."""
+    offsets = np.arange(window_px) - (window_px - 1) / 2
+    distances: Array = np.hypot(offsets[:, None], offsets[None, :]).ravel()
+    return distances

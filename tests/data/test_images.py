@@ -94,6 +94,32 @@ def test_an_overview_shows_what_the_image_shows(shape, max_px, x, side):
     assert image.overview(max(shape)) is image
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(st.integers(90, 200), st.integers(90, 200)),
+    corners=st.lists(st.tuples(st.integers(-60, 190), st.integers(-60, 190)), min_size=12, max_size=30),
+    side=st.floats(48, 90),
+    size=st.integers(6, 24),
+    blank_below=st.sampled_from([None, 90]),
+)
+def test_squares_that_overlap_are_read_to_the_same_pixels(shape, corners, side, size, blank_below):
+    image = SlideImage(Path("a"), ArrayImage(smooth(*shape))._raster, blank=[(10, 20, 60, 50)], blank_below=blank_below)
+    shared = image.shared(np.array(corners, dtype=float), side, size)
+    for x, y in [*corners, (0, 0), (150, 150), (-200, 5)]:
+        np.testing.assert_array_equal(shared.read(x, y, side, size), image.read(x, y, side, size))
+        np.testing.assert_array_equal(shared.read(x, y, side, 2 * size), image.read(x, y, side, 2 * size))
+
+
+def test_only_squares_that_overlap_and_shrink_share_anything():
+    image = ArrayImage(smooth(300, 400))
+    crowd, pair = np.array([[float(x), 40.0] for x in range(0, 200, 20)]), np.array([[0.0, 0.0], [300.0, 200.0]])
+    assert image.shared(crowd, 80, 20) is not image
+    assert image.shared(crowd, 80, 40) is image
+    assert image.shared(pair, 80, 20) is image
+    assert image.shared(crowd[:0], 80, 20) is image
+    assert image.shared(crowd + 1000, 80, 20) is image
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}, {"keep_rgb": True}])
 def test_jpeg_files_come_out_as_pillow_decodes_them(tmp_path, options):
     path = saved(tmp_path / "a.jpg", smooth(203, 301), **options)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from stexpr.config import PrepareConfig
+from stexpr.data import hest
 from stexpr.data.cards import DataCard, load_card
 from stexpr.data.prepare import STAGING, prepare
 from stexpr.data.store import PreparedCohort
@@ -487,3 +489,16 @@ def test_her2st_sections_of_two_scales_match(shared_data, tmp_path):
         assert cohort.patches(name).shape[1:] == (cohort.window_px, cohort.window_px, 3)
     spots = cohort.spots("A1")
     assert spots["tissue_fraction"].median() > 0.95
+
+
+def test_patches_are_written_alike_a_few_at_a_time(tmp_path, monkeypatch):
+    patches = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    found = []
+    for block_bytes in (1, 500, 10**6):
+        monkeypatch.setattr(hest, "_BLOCK_BYTES", block_bytes)
+        path = tmp_path / f"{block_bytes}.h5"
+        digest = hest.write_patches(path, iter(patches), np.zeros((7, 2)), list("abcdefg"), window_px=8, side=8.0)
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(file["img"][:], patches)
+        found.append(digest)
+    assert set(found) == {hashlib.sha256(patches.tobytes()).hexdigest()}

@@ -13,6 +13,7 @@ from stexpr.data.grid import NoTissueError
 from stexpr.errors import ConfigError, DataError, ModelError, ScaleError
 from stexpr.inference.bags import EmbedSettings, embed_slide
 from stexpr.inference.encoder import PatchModel, PlainEncoder, open_encoder
+from stexpr.inference.patches import run_model
 from stexpr.inference.slide import predict_slide
 from stexpr.models.baselines import color_features, fitting_radii
 from stexpr.models.export import load_model
@@ -45,6 +46,15 @@ def test_a_bag_holds_what_a_prediction_of_the_slide_says(slide, model, tmp_path)
     np.testing.assert_array_equal(bag.patches(index), direct)
     colors = color_features(direct, fitting_radii(RADII_PX, WINDOW_PX))
     np.testing.assert_allclose(bag.read(index, "color"), colors, rtol=1e-3)
+
+
+def test_novelty_is_left_out_where_nobody_keeps_it_and_nothing_else_changes(model):
+    patches = np.random.default_rng(0).integers(0, 256, (5, WINDOW_PX, WINDOW_PX, 3), dtype=np.uint8)
+    whole, without = (next(run_model(model, [patches], novelty=novelty)) for novelty in (True, False))
+    assert np.isfinite(whole.novelty).all()
+    assert np.isnan(without.novelty).all()
+    np.testing.assert_array_equal(without.features, whole.features)
+    np.testing.assert_array_equal(without.expression, whole.expression)
 
 
 def test_a_bag_says_how_it_was_made(slide, model, tmp_path):

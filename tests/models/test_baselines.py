@@ -39,7 +39,19 @@ def test_a_plain_patch_has_no_spread_at_all():
     assert (features[:, :, 1] == 0).all()
 
 
-def test_spots_beyond_one_chunk_are_those_of_single_calls():
+@settings(max_examples=15, deadline=None)
+@given(st.integers(12, 40), st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_sums_over_rings_are_those_over_discs_to_the_last_bit(side, radii, seed):
+    patches = noise(2, side, seed)
+    discs, pixels = disc_masks(radii, side).astype(np.float64), patches.reshape(2, -1, 3).astype(np.float64)
+    n_pixels = discs.sum(axis=1)[:, None]
+    mean = discs @ pixels / n_pixels
+    spread = np.sqrt(np.maximum(discs @ np.square(pixels) / n_pixels - np.square(mean), 0))
+    expected = np.concatenate([mean, spread], axis=2).astype(np.float32).reshape(2, -1)
+    np.testing.assert_array_equal(color_features(patches, radii), expected)
+
+
+def test_many_spots_are_those_of_single_calls():
     patches = noise(70, 16)
     one_by_one = np.concatenate([color_features(patches[i : i + 1], (4, 8)) for i in range(70)])
     np.testing.assert_array_equal(color_features(patches, (4, 8)), one_by_one)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional
 
 from stexpr.errors import ModelError
 from stexpr.models.export.applicability import Applicability, Views, appearance, fit_applicability
@@ -73,6 +74,15 @@ def test_appearance_is_the_same_for_all_symmetries(seed, turns, flip):
     turned = patches.rot90(turns, (2, 3))
     turned = turned.flip(3) if flip else turned
     torch.testing.assert_close(appearance(turned.contiguous()), appearance(patches), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [16, 27, 30, 32])
+def test_contrasts_are_those_of_averages_over_squares(side):
+    patches = tissue(3, 1)[..., :side, :side]
+    images = patches.float() / 255
+    coarse = [functional.avg_pool2d(images, scale) for scale in (1, 2, 4, 8)]
+    expected = [(x.diff(dim=2).abs().mean(dim=(2, 3)) + x.diff(dim=3).abs().mean(dim=(2, 3))) / 2 for x in coarse]
+    torch.testing.assert_close(appearance(patches)[:, 9:], torch.cat(expected, dim=1), atol=1e-6, rtol=0)
 
 
 def test_small_patches_have_fewer_scales():

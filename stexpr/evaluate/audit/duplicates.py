@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from stexpr.data.store import PreparedCohort
 from stexpr.evaluate.audit.findings import Overlap
-from stexpr.models.baselines import CHUNK
 from stexpr.types import Progress, silent
 
 __all__ = ["Thumbnails", "duplicate_patches", "perceptual_bits", "textured", "thumbnails"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+CHUNK = 16
+"""Patches converted to float at a time; 25 MB at 256 px."""
 SIDE = 32
 FREQUENCIES = 10
 MAX_BITS = 20

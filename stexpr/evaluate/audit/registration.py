@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from scipy.spatial import cKDTree
 
 from stexpr.data.store import PreparedCohort
+from stexpr.evaluate.audit.duplicates import CHUNK
 from stexpr.evaluate.intervals import block_replicates, spatial_blocks
 from stexpr.evaluate.metrics import constant_per_gene, pearson_per_gene
-from stexpr.models.baselines import CHUNK
 from stexpr.panel import ExpressionTransform
 
 __all__ = ["Registration", "section_registration"]

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torch.nn import functional
 
 from stexpr.errors import ModelError
 
@@ -34,7 +33,7 @@ FLOOR: Final = 0.01
 """Least standard deviation of a component, in parts of the first one's."""
 QUANTILE: Final = 0.99
 """Share of patches of the same kind of tissue that stay below the threshold."""
-_SCALES: Final = (1, 2, 4, 8)
+_SCALES: Final = 4
 _AT_A_TIME: Final = 4
 _KEYS: Final = ("mean", "whitening", "bank", "threshold")
 
@@ -58,13 +57,23 @@ def _appearance(patches: UInt8[Tensor, "B 3 H W"]) -> Float32[Tensor, "B F"]:
     sd = centered.square().mean(dim=2).sqrt()
     pairs = [(centered[:, i] * centered[:, j]).mean(dim=1) / (sd[:, i] * sd[:, j] + 1e-3) for i, j in ((0, 1), (0, 2), (1, 2))]
     parts = [mean, sd, torch.stack(pairs, dim=1)]
-    for scale in _SCALES:
-        if min(images.shape[2:]) < 2 * scale:
+    for _ in range(_SCALES):
+        if min(images.shape[2:]) < 2:
             break
-        coarse = functional.avg_pool2d(images, scale) if scale > 1 else images
-        steps = (coarse.diff(dim=2).abs_().mean(dim=(2, 3)), coarse.diff(dim=3).abs_().mean(dim=(2, 3)))
+        steps = (images.diff(dim=2).abs_().mean(dim=(2, 3)), images.diff(dim=3).abs_().mean(dim=(2, 3)))
         parts.append((steps[0] + steps[1]) / 2)
+        images = _halved(images)
     return torch.cat(parts, dim=1)
+
+
+def _halved(images: Float32[Tensor, "B 3 H W"]) -> Float32[Tensor, "B 3 h w"]:
+    """Average over squares of 2 x 2 px, without the last row or column of an odd side.
+
+    By slices, which takes a fifth of the time of torch's pooling on a CPU.
+    """
+    height, width = (side // 2 * 2 for side in images.shape[2:])
+    rows = images[:, :, 0:height:2] + images[:, :, 1:height:2]
+    return (rows[..., 0:width:2] + rows[..., 1:width:2]).mul_(0.25)
 
 
 class Views(NamedTuple):

@@ -141,28 +141,31 @@ class LoadedModel(HubModel):
         return self
 
     @torch.inference_mode()
-    def __call__(self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None) -> PatchOutput:
+    def __call__(
+        self, patches: UInt8[Tensor, "B 3 H W"], *, symmetries: bool | None = None, novelty: bool = True
+    ) -> PatchOutput:
         """Compute features, expression, spread and novelty of patches.
 
         Args:
             patches: RGB of side `preprocessing.window_px` at `preprocessing.mpp`, on the model's device.
             symmetries: Average over the eight flips and rotations; None does as the model was scored.
+            novelty: Whether it is wanted; else it is NaN, as of a model without reference.
         """
         averaged = self.release.symmetries if symmetries is None else symmetries
         outputs = [_of_network(network.model, patches, averaged) for network in self.networks]
         expression = self._on_genes([values for _, values in outputs])
         spread = _sd_of_known(expression)
-        novelty = torch.full((len(patches),), torch.nan, device=patches.device)
-        if self.has_reference:
+        unlike = torch.full((len(patches),), torch.nan, device=patches.device)
+        if novelty and self.has_reference:
             seen = appearance(patches)
             distances = [
                 network.applicability.to(patches.device).novelty(Views(features.float(), seen))
                 for network, (features, _) in zip(self.networks, outputs, strict=True)
                 if network.applicability is not None
             ]
-            novelty = torch.stack(distances).mean(dim=0)
+            unlike = torch.stack(distances).mean(dim=0)
         features = torch.cat([features.float() for features, _ in outputs], dim=1)
-        return PatchOutput(features, expression.nanmean(dim=0), spread, novelty)
+        return PatchOutput(features, expression.nanmean(dim=0), spread, unlike)
 
     @torch.inference_mode()
     def expression_of(self, features: Float32[Tensor, "B D"]) -> Float32[Tensor, "B G"]:

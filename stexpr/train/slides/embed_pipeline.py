@@ -106,7 +106,7 @@ class Embedder:
             return message
         batch = PatchBatch(**message.arrays)
         try:
-            made = next(run_model(self._model, [batch.patches], symmetries=self._settings.symmetries))
+            made = next(run_model(self._model, [batch.patches], symmetries=self._settings.symmetries, novelty=False))
         except StexprError as err:
             return Message({"slide": message.header["slide"], **failure(err)})
         rows = bag_rows(batch, made, self._settings)._asdict()
