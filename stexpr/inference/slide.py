@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,6 @@ from stexpr.types import PROVENANCE, SPATIAL, Progress, silent
 __all__ = ["SlidePrediction", "predict_slide"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-_PICTURE_PX: Final = 2048
-"""Longer side of the picture kept with the predictions."""
-_MPP_TOLERANCE: Final = 0.02
 
 
 @dataclass(frozen=True)
