@@ -42,11 +42,17 @@ Row: TypeAlias = dict[str, Any]
 """`path, ours, peer, ratio, must, bar, unit, device, versions, how, profile`, and what a script adds."""
 
 
-def in_turns(rounds: int, *tasks: Callable[[], object], clock: Callable[[], float] = time.process_time) -> list[float]:
-    """Median time of each task in seconds, of `rounds` rounds in which all take their turn.
+def in_turns(
+    rounds: int,
+    *tasks: Callable[[], object],
+    clock: Callable[[], float] = time.process_time,
+    of: Callable[[list[float]], float] = statistics.median,
+) -> list[float]:
+    """Time of each task in seconds, the median of `rounds` rounds in which all take their turn.
 
     Processor seconds, unless another clock is given: on a busy machine the clock on the wall also counts waiting, which falls
     on long tasks more than on short ones. A task on a GPU needs `time.perf_counter`, and to wait for the device itself.
+    Where a turn takes long and the machine's speed changes from one to the next, `of=min` compares the undisturbed ones.
     """
     found: list[list[float]] = [[] for _ in tasks]
     for _ in range(rounds):
@@ -54,7 +60,7 @@ def in_turns(rounds: int, *tasks: Callable[[], object], clock: Callable[[], floa
             start = clock()
             task()
             times.append(clock() - start)
-    return [statistics.median(times) for times in found]
+    return [of(times) for times in found]
 
 
 def compared(
