@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from stexpr.cli import bags, config, data, export, predict, slides, sweep, terminal, tracker
+from stexpr.engines.allocation import keep_freed_memory
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]
@@ -252,6 +253,7 @@ def _has_spokesman() -> bool:
 
 def main() -> None:
     """Run the command line; what stexpr refuses is one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         app()
     except StexprError as err:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
+from stexpr.engines.allocation import keep_freed_memory
+
 ATTEMPTS: Final = 3
 """How often a task is begun whose process dies under it: tasks go on from what they saved."""
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -74,7 +76,8 @@ class Engine(Protocol):
 
 
 def perform(task: Task) -> Outcome:
-    """Run a task here; an exception becomes an outcome."""
+    """Run a task in this process, which is a worker's; an exception becomes an outcome."""
+    keep_freed_memory()
     try:
         module, _, name = task.call.partition(":")
         return Outcome(task.key, getattr(importlib.import_module(module), name)(task.argument))
