@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "stexpr"
 FLOORS = [
     {"errors"},
-    {"types"},
+    {"types", "allocation"},
     {"panel"},
     {"config"},
     {"data", "models"},

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stexpr.allocation import keep_freed_memory
 from stexpr.config import PrepareConfig
 from stexpr.data.cards import load_card
 from stexpr.data.hest import write_patches, write_picture
@@ -25,7 +26,6 @@ from stexpr.data.qc import draw_qc, select_spots, windows_of
 from stexpr.data.readers import read_section
 from stexpr.data.section import Section
 from stexpr.data.tissue import find_tissue, tissue_overview
-from stexpr.engines.allocation import keep_freed_memory
 from stexpr.types import SPATIAL
 
 RAW = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "her2st"
@@ -106,8 +106,8 @@ def rows(quick: bool) -> list[comparison.Row]:
             at_most=1.5,
             packages=("stexpr", "numpy", "pillow", "imagecodecs", "h5py"),
             how=f"{size}: decoded, cut, written and hashed; peer: Pillow decodes the image; medians of {rounds} turns. With "
-            f"tissue mask, checks and pictures {everything:.3g} s, {everything / peer:.2f} times the peer; with freed memory kept, "
-            f"as the command line does, {kept:.3g} s, {kept / peer:.2f} times the peer (which would take {pillow_kept:.3g} s)",
+            f"tissue mask, checks and pictures {everything:.3g} s, {everything / peer:.2f} times the peer; with freed memory "
+            f"kept, as the command line does, {kept:.3g} s, {kept / peer:.2f} times the peer, which takes {pillow_kept:.3g} s so",
             profile=f"of all the image work: {profile}",
             all_image_work=round(everything, 4),
             all_image_work_memory_kept=round(kept, 4),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from stexpr.allocation import give_freed_memory_back
 from stexpr.data.datasets import SpotDataset, even_parts
 from stexpr.errors import ModelError
 from stexpr.models.augment import symmetry_mean
@@ -49,6 +50,7 @@ def out_of_memory(err: BaseException) -> bool:
 def release_memory() -> None:
     """Give back what a failed attempt held; call it after the `except` block, which keeps the attempt's tensors alive."""
     gc.collect()
+    give_freed_memory_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
