@@ -107,7 +107,7 @@ def rows(quick: bool) -> list[comparison.Row]:
             packages=("stexpr", "numpy", "pillow", "imagecodecs", "h5py"),
             how=f"{size}: decoded, cut, written and hashed; peer: Pillow decodes the image; medians of {rounds} turns. With "
             f"tissue mask, checks and pictures {everything:.3g} s, {everything / peer:.2f} times the peer; with freed memory "
-            f"kept, as the command line does, {kept:.3g} s, {kept / peer:.2f} times the peer, which takes {pillow_kept:.3g} s so",
+            f"kept, as the command line does, {kept:.3g} s, {kept / peer:.2f} times the peer, itself {pillow_kept:.3g} s then",
             profile=f"of all the image work: {profile}",
             all_image_work=round(everything, 4),
             all_image_work_memory_kept=round(kept, 4),
