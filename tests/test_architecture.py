@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "stexpr"
 FLOORS = [
     {"errors"},
-    {"types", "allocation"},
+    {"types"},
     {"panel"},
     {"config"},
     {"data", "models"},

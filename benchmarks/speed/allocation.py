@@ -1,6 +1,6 @@
 """What it is worth that freed memory stays for the next batch: `python benchmarks/speed/allocation.py [--quick]`.
 
-The same bare network in processes of its own, with `stexpr.allocation.keep_freed_memory`, as the command line and the
+The same bare network in processes of its own, with `stexpr.config.allocation.keep_freed_memory`, as the command line and the
 workers of sweeps call it, and without.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from spots import PACKAGES, plain_network
-from stexpr.allocation import keep_freed_memory
+from stexpr.config.allocation import keep_freed_memory
 
 BATCH, BAR, TURNS = 32, 1.0, 3
 TASKS = (("forward", "resnet18", 224, 8), ("forward", "efficientnet_b0", 224, 8), ("training", "resnet18", 64, 20))

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stexpr.allocation import keep_freed_memory
 from stexpr.config import PrepareConfig
+from stexpr.config.allocation import keep_freed_memory
 from stexpr.data.cards import load_card
 from stexpr.data.hest import write_patches, write_picture
 from stexpr.data.images import open_image

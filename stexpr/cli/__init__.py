@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from stexpr.allocation import keep_freed_memory
 from stexpr.cli import bags, config, data, export, predict, slides, sweep, terminal, tracker
+from stexpr.config.allocation import keep_freed_memory
 from stexpr.errors import ConfigError, StexprError
 
 __all__ = ["app", "main"]

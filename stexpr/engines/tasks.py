@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
-from stexpr.allocation import keep_freed_memory
+from stexpr.config.allocation import keep_freed_memory
 
 ATTEMPTS: Final = 3
 """How often a task is begun whose process dies under it: tasks go on from what they saved."""

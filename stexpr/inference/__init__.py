@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
-from stexpr.allocation import give_freed_memory_back
+from stexpr.config.allocation import give_freed_memory_back
 from stexpr.data.datasets import SpotDataset, even_parts
 from stexpr.errors import ModelError
 from stexpr.models.augment import symmetry_mean

@@ -10,7 +10,7 @@ import pytest
 COUNT = """
 import resource, sys
 import numpy as np
-from stexpr.allocation import give_freed_memory_back, keep_freed_memory
+from stexpr.config.allocation import give_freed_memory_back, keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
     assert keep_freed_memory()  # once more changes nothing
@@ -39,7 +39,7 @@ def test_freed_memory_is_not_fetched_from_the_kernel_again() -> None:
 
 
 def test_what_the_environment_says_of_malloc_holds() -> None:
-    code = "from stexpr.allocation import keep_freed_memory; print(keep_freed_memory())"
+    code = "from stexpr.config.allocation import keep_freed_memory; print(keep_freed_memory())"
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert run.stdout.split() == ["False"]
