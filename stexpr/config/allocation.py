@@ -13,6 +13,9 @@ _TRIM_FROM: Final = 2**31 - 1
 _BY_DEFAULT: Final = 2**17
 _OWN_SETTINGS: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
+_keeps = False
+"""Whether this process, or the one it was forked from, keeps what it frees."""
+
 
 def keep_freed_memory() -> bool:
     """Let malloc keep freed blocks below 1 GiB for the next batch instead of giving them back to the kernel.
@@ -28,22 +31,30 @@ def keep_freed_memory() -> bool:
     Reference:
         mallopt(3).
     """
+    global _keeps
     libc = _glibc()
     if libc is None or any(name in os.environ for name in _OWN_SETTINGS):
         return False
     # older versions of glibc refuse more than 32 MiB
     mapped = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in (_MMAP_FROM, 2**25))
-    return mapped and bool(libc.mallopt(_TRIM_THRESHOLD, _TRIM_FROM))
+    _keeps = mapped and bool(libc.mallopt(_TRIM_THRESHOLD, _TRIM_FROM))
+    return _keeps
 
 
 def give_freed_memory_back() -> None:
-    """Give the kernel what is freed, now and from now on, where memory is short: what is kept is in pieces."""
+    """Undo `keep_freed_memory`, if it was called, and give the kernel what is free: what is kept is in pieces.
+
+    For a process that has run short of memory.
+    """
+    global _keeps
     libc = _glibc()
-    if libc is not None:
-        if not any(name in os.environ for name in _OWN_SETTINGS):
-            libc.mallopt(_MMAP_THRESHOLD, _BY_DEFAULT)
-            libc.mallopt(_TRIM_THRESHOLD, _BY_DEFAULT)
-        libc.malloc_trim(0)
+    if libc is None:
+        return
+    if _keeps:
+        _keeps = False
+        libc.mallopt(_MMAP_THRESHOLD, _BY_DEFAULT)
+        libc.mallopt(_TRIM_THRESHOLD, _BY_DEFAULT)
+    libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:
