@@ -24,12 +24,12 @@ from scipy.spatial import cKDTree
 from stexpr.config import NetworkConfig, StudyConfig, load_study
 from stexpr.config.versions import versions
 from stexpr.data.datasets import SpotDataset
-from stexpr.data.geometry import slabs
 from stexpr.data.panels import fold_panel
 from stexpr.data.splits import Fold
 from stexpr.models.components import PENALTIES, VIEWS, View, component_axes, fit_view, gaussians, joined
 from stexpr.models.descriptors import Descriptors
 from stexpr.panel import ExpressionTransform
+from stexpr.train.fused import left_out_together
 from stexpr.train.run import window_px
 from stexpr.train.spots import SpotStudy
 from stexpr.train.validation import section_pearson
@@ -133,7 +133,7 @@ class Regressions:
         return predicted[:, :-1] @ axes * sd + mean, predicted[:, -1]
 
     def _view(self, recipe: Recipe, view: View, wanted: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        described, groups = self._descriptors(recipe, view), self._groups(train)
+        described, groups = self._descriptors(recipe, view), left_out_together(self.spots.spots.iloc[train])
         penalties = PENALTIES
         if recipe.one_penalty:
             held_out = [fit_view(view.kernel, described[train], wanted, groups, penalties=(p,)).held_out for p in PENALTIES]
@@ -142,13 +142,6 @@ class Regressions:
         at = (described[test] - fitted.center) / fitted.scale
         features = gaussians(at, fitted.landmarks) if view.kernel == "gaussian" else at
         return np.asarray(features @ fitted.weight + fitted.bias)
-
-    def _groups(self, rows: np.ndarray) -> list[str]:
-        spots = self.spots.spots.iloc[rows]
-        for column in ("patient", "section"):
-            if spots[column].nunique() > 1:
-                return [str(name) for name in spots[column]]
-        return [str(slab) for slab in slabs(spots[["x_um", "y_um"]].to_numpy(float), 4)]
 
     def score(self, predicted: np.ndarray, rows: np.ndarray) -> float:
         """Return the mean over sections of the mean r of a gene."""

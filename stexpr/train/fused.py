@@ -1,9 +1,10 @@
 """The descriptor regression of a fold's network: described once, fitted for every inner training and for the final one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
@@ -17,7 +18,7 @@ from stexpr.models.fusion import DescriptorRegression
 from stexpr.models.objectives import StandardizedRegression
 from stexpr.models.spot import SpotRegressor
 
-__all__ = ["FusedTraining"]
+__all__ = ["FusedTraining", "left_out_together"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -94,7 +95,7 @@ class FusedTraining:
             targets = objective.target(counts, library).cpu().numpy()
         axes = component_axes(targets, self.config.components)
         described = {group: values[rows.numpy()] for group, values in self._all().items()}
-        groups = self._groups(rows)
+        groups = left_out_together(dataset.spots.iloc[rows.tolist()])
         maps = [
             fit_view(
                 view.kernel,
@@ -135,10 +136,10 @@ class FusedTraining:
             self._described = {group: np.concatenate([part[group].numpy() for part in described]) for group in described[0]}
         return self._described
 
-    def _groups(self, rows: Int64[Tensor, "S"]) -> Sequence[str]:
-        """Return what is left out in turn: patients, or sections of the one patient, or slabs of the one section."""
-        spots = self.dataset.spots.iloc[rows.tolist()]
-        for column in ("patient", "section"):
-            if spots[column].nunique() > 1:
-                return [str(name) for name in spots[column]]
-        return [str(number) for number in slabs(spots[["x_um", "y_um"]].to_numpy(dtype=float), min(_SLABS, len(spots)))]
+
+def left_out_together(spots: pd.DataFrame) -> list[str]:
+    """Return what is left out in turn: patients, or sections of the one patient, or slabs of the one section."""
+    for column in ("patient", "section"):
+        if spots[column].nunique() > 1:
+            return [str(name) for name in spots[column]]
+    return [str(number) for number in slabs(spots[["x_um", "y_um"]].to_numpy(dtype=float), min(_SLABS, len(spots)))]

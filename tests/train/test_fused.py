@@ -16,7 +16,7 @@ from stexpr.evaluate.records import read_predictions, read_record
 from stexpr.models.export import load_model
 from stexpr.panel import ExpressionTransform
 from stexpr.train.checkpoint import InterruptedTrainingError, StopFlag
-from stexpr.train.fused import FusedTraining
+from stexpr.train.fused import FusedTraining, left_out_together
 from stexpr.train.network import build_network
 from stexpr.train.spots import SpotStudy
 from stexpr.train.study import run_study
@@ -98,7 +98,7 @@ def test_one_section_is_divided_into_slabs_and_patches_on_disk_give_the_same(stu
         rows = torch.arange(len(one))
         model = build_network(config, one, rows, transform)
         training = FusedTraining(fusion, one, seed=0)
-        assert sorted(set(training._groups(rows))) == ["0", "1", "2", "3"]
+        assert sorted(set(left_out_together(one.spots))) == ["0", "1", "2", "3"]
         fits.append(training.expression(training.fitted(model, rows), model, rows))
     np.testing.assert_array_equal(*fits)
 
